@@ -1,0 +1,33 @@
+"""The contract between data and model: one batch of packed rows, all shapes static.
+
+Axes: B rows, T tokens, N image slots, H x W pixels.
+"""
+
+from typing import Any, NamedTuple
+
+Array = Any
+"""A NumPy array on the host, a `jax.Array` on the mesh, or a `jax.ShapeDtypeStruct` in a plan."""
+
+
+class Batch(NamedTuple):
+    """A batch of packed rows; a pytree, because JAX treats named tuples as one.
+
+    A row without an image runs the same program as a row full of them: unused slots hold zeros.
+    """
+
+    tokens: Array
+    """i32[B, T]; at image positions the tokenizer's image token."""
+    targets: Array
+    """i32[B, T]; the token that follows inside the same segment, 0 where there is none."""
+    loss_weights: Array
+    """f32[B, T]; weight of predicting `targets` at this place, 0 where it is not supervised."""
+    segment_ids: Array
+    """i32[B, T]; 1, 2, ... in row order, 0 = padding."""
+    positions: Array
+    """i32[B, T]; restart at 0 in every segment."""
+    images: Array
+    """u8[B, N, H, W, 3]; raw pixels, normalised inside the jitted step."""
+    image_mask: Array
+    """bool[B, N]; which slots hold an image."""
+    image_index: Array
+    """i32[B, T]; slot * image_tokens + feature for an image position, else -1."""

@@ -1,0 +1,52 @@
+"""The one record type: a conversation whose parts are text and images.
+
+A caption pair is a two-turn conversation made by a template, so every later line of code is shared between
+alignment and instruction tuning.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Role = Literal["system", "user", "assistant"]
+
+
+@dataclass(frozen=True, slots=True)
+class ByteRange:
+    """Where encoded bytes live; nothing is read until they are needed.
+
+    `length` None means to the end of the file.
+    """
+
+    path: str
+    offset: int = 0
+    length: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TextPart:
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ImagePart:
+    """An encoded image (JPEG, PNG, WebP ...) that is decoded only after its row is packed."""
+
+    source: ByteRange
+
+
+Part = TextPart | ImagePart
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    role: Role
+    parts: tuple[Part, ...]
+    learn: bool
+    """Whether the loss covers this turn's tokens (and the end-of-turn token after them)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    key: str
+    """Where the record came from: `shard:member` or `file:index`. Unique by place, never by content."""
+    turns: tuple[Turn, ...]
