@@ -1,0 +1,1 @@
+"""Streams of packed image-text rows from tar shards and conversation files."""

@@ -1,0 +1,1 @@
+"""Pretraining of multimodal LLMs on JAX."""
