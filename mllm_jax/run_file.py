@@ -44,6 +44,9 @@ _Loader.add_implicit_resolver(
 )
 
 
+_COLLECTION_TAGS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
+
+
 def read_run_file(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> RawRun:
     """Reads `path`, what it extends, and the command line's overrides, in this order of increasing weight.
 
@@ -100,6 +103,8 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[KeyPath, str]]:
 
 def _construct(loader: _Loader, node: yaml.Node, key: KeyPath, path: Path, origins: dict[KeyPath, str]) -> Any:
     origins.setdefault(key, f"{path}:{node.start_mark.line + 1}")
+    if isinstance(node, yaml.CollectionNode) and node.tag not in _COLLECTION_TAGS:
+        raise RunFileError(f"{origins[key]}: {format_key(key)}: is not valid YAML for a run file: the tag {node.tag}")
     if isinstance(node, yaml.MappingNode):
         loader.flatten_mapping(node)
         mapping: dict[str, Any] = {}
@@ -160,7 +165,7 @@ def _apply_override(values: dict[str, Any], origins: dict[KeyPath, str], overrid
     if not equals or not name or any(not part for part in name.split(".")):
         raise RunFileError(f"command line: found {override!r}, expected key.path=value, such as stages.align.steps=100")
     try:
-        value = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+        value = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise RunFileError(f"command line: {name}: the value is not valid YAML: {error}") from None
     target: Any = values

@@ -1,0 +1,151 @@
+"""The `mllm` command. Each verb is a few lines that call into a room; nothing heavy is imported for `--help`."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one verb; returns the process's exit code (0 done, 1 refused with a message, 2 wrong usage)."""
+    options = build_parser().parse_args(arguments)
+    run: Callable[[argparse.Namespace], int | None] = options.run
+    try:
+        return run(options) or 0
+    except (ValueError, OSError) as error:
+        if options.traceback:
+            raise
+        print(f"mllm: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of every verb and option."""
+    parser = argparse.ArgumentParser(
+        prog="mllm", description="Pretrain multimodal LLMs on JAX: from tar shards to a model in Hugging Face format."
+    )
+    parser.add_argument("--traceback", action="store_true", help="show where an error was raised")
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+    _add_run_verbs(verbs)
+    _add_model_verbs(verbs)
+    _add_tokenizer_verb(verbs)
+    return parser
+
+
+def _verb(verbs, name: str, summary: str, run: Callable[[argparse.Namespace], int | None]) -> argparse.ArgumentParser:
+    parser = verbs.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_run_verbs(verbs) -> None:
+    train = _verb(verbs, "train", "run the stages of a run file, going on where an earlier start stopped", _train)
+    config = _verb(verbs, "config", "print the fully resolved run, or the JSON schema of run files", _config)
+    for parser, nargs in ((train, None), (config, "?")):
+        parser.add_argument("run_file", metavar="RUN.yaml", nargs=nargs, help="the run file")
+        parser.add_argument("overrides", metavar="key.path=value", nargs="*", help="replace a value of the run file")
+    config.add_argument("--schema", action="store_true", help="print the JSON schema that editors check run files with")
+
+
+def _add_model_verbs(verbs) -> None:
+    what_is_model = "a run directory, an imported folder or a Hugging Face folder"
+    evaluate = _verb(verbs, "eval", "score a model's answers, beside the same model shown a blank image", _evaluate)
+    evaluate.add_argument("model", metavar="MODEL", help=what_is_model)
+    evaluate.add_argument("--data", required=True, help="conversations (.json, .jsonl) or image-text tar shards")
+    evaluate.add_argument("--images", help="folder or tar of the images that conversations name (default: beside it)")
+    evaluate.add_argument("--limit", type=int, help="ask no more than this many questions")
+    evaluate.add_argument("--rows", type=int, default=32, help="questions answered at once (default: %(default)s)")
+    evaluate.add_argument("--max-new-tokens", type=int, default=64, help="longest answer (default: %(default)s)")
+    evaluate.add_argument("--no-blank", action="store_true", help="leave the blank-image baseline out")
+    evaluate.add_argument("--output", help="folder for scores.json and answers.jsonl")
+
+    generate = _verb(verbs, "generate", "answer one prompt, or every line of a JSONL file", _generate)
+    generate.add_argument("--model", required=True, metavar="MODEL", help=what_is_model)
+    generate.add_argument("--image", action="append", default=[], metavar="FILE", help="an image; may be given again")
+    generate.add_argument("--prompt", metavar="TEXT", help="what to ask")
+    generate.add_argument("--input", metavar="FILE.jsonl", help='lines of {"prompt": ..., "image": path or list}')
+    generate.add_argument("--output", metavar="FILE.jsonl", help="where the answers to --input go")
+    generate.add_argument(
+        "--rows", type=int, default=8, help="lines of --input answered at once (default: %(default)s)"
+    )
+    generate.add_argument("--json", action="store_true", help="print the answer as JSON with its tokens")
+    _add_sampling(generate)
+
+    chat = _verb(verbs, "chat", "talk with a model in the terminal, about images too", _chat)
+    chat.add_argument("--model", required=True, metavar="MODEL", help=what_is_model)
+    chat.add_argument("--image", action="append", default=[], metavar="FILE", help="an image to begin with")
+    _add_sampling(chat)
+
+    import_ = _verb(verbs, "import", "turn a Hugging Face folder into this project's own folder", _import)
+    import_.add_argument("source", metavar="HF_FOLDER", help="CLIP, SigLIP, DINOv2, a LLaMA-family LLM or LLaVA")
+    import_.add_argument("output", metavar="OUT", help="a folder that is not there yet")
+
+    export = _verb(verbs, "export", "write a model as a Hugging Face folder", _export)
+    export.add_argument("model", metavar="RUN_OR_CHECKPOINT", help=what_is_model + ", or one checkpoint of a run")
+    export.add_argument("output", metavar="HF_FOLDER", help="a folder that is not there yet")
+    export.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="(default: %(default)s)")
+
+
+def _add_sampling(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--max-new-tokens", type=int, default=256, help="longest answer (default: %(default)s)")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default: %(default)s)")
+    parser.add_argument("--top-k", type=int, default=0, help="sample from the k likeliest tokens; 0: all of them")
+    parser.add_argument("--top-p", type=float, default=1.0, help="sample from this much probability (default: 1)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of sampling (default: %(default)s)")
+
+
+def _add_tokenizer_verb(verbs) -> None:
+    tokenizer = verbs.add_parser("tokenizer", help="train a SentencePiece tokenizer")
+    actions = tokenizer.add_subparsers(title="actions", metavar="ACTION", required=True)
+    train = _verb(
+        actions, "train", "train a SentencePiece tokenizer on captions, conversations or text", _train_tokenizer
+    )
+    train.add_argument(
+        "inputs", nargs="+", metavar="FILE", help=".txt lines, .json/.jsonl conversations or .tar shards"
+    )
+    train.add_argument("--output", required=True, metavar="FILE.model", help="the tokenizer to write")
+    train.add_argument("--vocabulary", type=int, default=32000, help="number of pieces (default: %(default)s)")
+    train.add_argument("--algorithm", choices=("bpe", "unigram"), default="bpe", help="(default: %(default)s)")
+
+
+def _train(options: argparse.Namespace) -> int | None:
+    from mllm_jax.config import load_run
+    from mllm_jax.run import train
+
+    return train(load_run(options.run_file, options.overrides))
+
+
+def _config(options: argparse.Namespace) -> None:
+    from mllm_jax.config import load_run, resolved_yaml, run_schema
+
+    if options.schema:
+        print(run_schema())
+    elif options.run_file is None:
+        raise ValueError("give a run file, or --schema")
+    else:
+        print(resolved_yaml(load_run(options.run_file, options.overrides)), end="")
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    raise NotImplementedError
+
+
+def _generate(options: argparse.Namespace) -> None:
+    raise NotImplementedError
+
+
+def _chat(options: argparse.Namespace) -> None:
+    raise NotImplementedError
+
+
+def _import(options: argparse.Namespace) -> None:
+    raise NotImplementedError
+
+
+def _export(options: argparse.Namespace) -> None:
+    raise NotImplementedError
+
+
+def _train_tokenizer(options: argparse.Namespace) -> None:
+    raise NotImplementedError
