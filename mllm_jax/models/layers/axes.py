@@ -1,0 +1,26 @@
+"""The logical axis names that models use; one table elsewhere maps them to mesh axes."""
+
+PARAMETER_AXES = (
+    "layers",
+    "embed",
+    "heads",
+    "kv_heads",
+    "head_width",
+    "feed_forward",
+    "vocabulary",
+    "patches",
+)
+"""Names of parameter axes. `embed` is the model width of encoder, connector and decoder alike; an axis that is never
+worth sharding (the pixels of a patch) has no name."""
+
+ACTIVATION_AXES = (
+    "rows",
+    "images",
+    "tokens",
+    "embed_activation",
+    "heads_activation",
+    "kv_heads_activation",
+    "feed_forward_activation",
+    "vocabulary_activation",
+)
+"""Names of activation axes. `images` is rows times image slots, flattened."""

@@ -1,0 +1,45 @@
+"""A linear map between groups of named axes."""
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+AxisNames = tuple[str | None, ...]
+
+
+class Projection(nn.Module):
+    """`inputs @ kernel + bias`, contracting the last `len(input_axes)` axes of the inputs.
+
+    The kernel keeps its axes apart (`[D, H, C]`, not `[D, H * C]`), so that each can be sharded by name.
+    """
+
+    shape: tuple[int, ...]
+    """Sizes of the axes that are made."""
+    input_axes: AxisNames
+    """Logical names of the axes that are contracted."""
+    output_axes: AxisNames
+    """Logical names of the axes that are made."""
+    bias: bool = False
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, inputs: Float[Array, "..."]) -> Float[Array, "..."]:
+        contracted = len(self.input_axes)
+        kernel_shape = (*inputs.shape[-contracted:], *self.shape)
+        # A truncated normal of variance 1 / (inputs summed over), whatever the axes are.
+        initializer = nn.initializers.truncated_normal(1.0 / math.sqrt(math.prod(inputs.shape[-contracted:])))
+        kernel = self.param(
+            "kernel",
+            nn.with_logical_partitioning(initializer, (*self.input_axes, *self.output_axes)),
+            kernel_shape,
+            self.param_dtype,
+        )
+        outputs = jnp.tensordot(inputs.astype(self.dtype), kernel.astype(self.dtype), axes=contracted)
+        if self.bias:
+            zeros = nn.with_logical_partitioning(nn.initializers.zeros, self.output_axes)
+            outputs = outputs + self.param("bias", zeros, self.shape, self.param_dtype).astype(self.dtype)
+        return outputs

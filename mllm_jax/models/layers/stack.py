@@ -1,0 +1,74 @@
+"""A stack of equal blocks: scanned or unrolled, recomputed in the backward pass or not."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from data_pipelines.config_class import Config
+
+RematName = Literal["none", "full", "dots"]
+
+
+class StackConfig(Config):
+    """How a stack of blocks is compiled; it changes neither parameters nor results."""
+
+    scan: bool = True
+    """Compile one block and loop over it; compile time then does not grow with depth."""
+    remat: RematName = "none"
+    """What the backward pass recomputes: nothing, everything inside a block, or all but the matrix products."""
+
+
+REMAT_POLICIES: dict[RematName, Callable[..., bool] | None] = {
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+def run_stack(parent: nn.Module, block: type[nn.Module], arguments: dict[str, Any], config: StackConfig, used: int):
+    """A function `(carry, *shared) -> carry` that runs the first `used` of `parent.config.layers` blocks.
+
+    A block is called `(carry, layer, *shared) -> (carry, None)`. The parameters of all blocks exist, so that weights
+    survive a round trip whole, but the blocks after `used` are never executed: their slices are not read.
+    Must be called in a compact method; makes `blocks` (stacked, scanned) or `blocks_0`, `blocks_1`, ...
+    """
+    length = parent.config.layers if parent.is_initializing() else used
+    if config.remat != "none":
+        block = nn.remat(block, policy=REMAT_POLICIES[config.remat], prevent_cse=not config.scan)
+    if config.scan and length:
+        return _scanned(block, arguments, length, parent.config.layers)
+    return _unrolled(block, arguments, length)
+
+
+def _unrolled(block: type[nn.Module], arguments: dict[str, Any], length: int):
+    def run(carry, *shared):
+        for layer in range(length):
+            carry, _ = block(**arguments, name=f"blocks_{layer}")(carry, jnp.int32(layer), *shared)
+        return carry
+
+    return run
+
+
+def _scanned(block: type[nn.Module], arguments: dict[str, Any], length: int, depth: int):
+    def run(carry, *shared):
+        stack = nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(0, *(nn.broadcast for _ in shared)),
+            length=length,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )
+        if length < depth:
+            stack = nn.map_variables(stack, "params", trans_in_fn=partial(_first_layers, length=length))
+        carry, _ = stack(**arguments, name="blocks")(carry, jnp.arange(length), *shared)
+        return carry
+
+    return run
+
+
+def _first_layers(parameters: Any, length: int) -> Any:
+    return jax.tree.map(lambda leaf: leaf[:length], parameters)

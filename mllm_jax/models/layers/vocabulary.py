@@ -1,0 +1,50 @@
+"""From token ids to embeddings and from hidden states to logits."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32, Int
+
+LOGIT_AXES = ("rows", "tokens", "vocabulary_activation")
+
+
+def _logits(
+    hidden: Float[Array, "B T D"], kernel: Float[Array, "..."], kernel_axis: int, dtype: Any
+) -> Float32[Array, "B T V"]:
+    contracted = (((2,), (kernel_axis,)), ((), ()))
+    operands = hidden.astype(dtype), kernel.astype(dtype)
+    logits = jax.lax.dot_general(*operands, contracted, preferred_element_type=jnp.float32)
+    return nn.with_logical_constraint(logits, LOGIT_AXES)
+
+
+class TokenEmbedding(nn.Module):
+    vocab_size: int
+    width: int
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    def setup(self):
+        initializer = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("vocabulary", "embed"))
+        self.embedding = self.param("embedding", initializer, (self.vocab_size, self.width), self.param_dtype)
+
+    def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        """An id outside the vocabulary gives NaN, which a loss shows at once, and not another token's row."""
+        return jnp.take(self.embedding, tokens, axis=0, mode="fill").astype(self.dtype)
+
+    def logits(self, hidden: Float[Array, "B T D"]) -> Float32[Array, "B T V"]:
+        """Logits of a model whose output projection is its embedding."""
+        return _logits(hidden, self.embedding, 1, self.dtype)
+
+
+class TokenOutput(nn.Module):
+    vocab_size: int
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, hidden: Float[Array, "B T D"]) -> Float32[Array, "B T V"]:
+        initializer = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("embed", "vocabulary"))
+        kernel = self.param("kernel", initializer, (hidden.shape[-1], self.vocab_size), self.param_dtype)
+        return _logits(hidden, kernel, 0, self.dtype)

@@ -1,0 +1,106 @@
+"""Any encoder, any connector and one decoder."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from beartype import beartype
+from jaxtyping import Array, Bool, Float, Float32, Int, UInt8, jaxtyped
+
+from data_pipelines.config_class import Config
+from mllm_jax.models.connectors.choice import ConnectorConfig, make_connector
+from mllm_jax.models.connectors.mlp import MLPConfig
+from mllm_jax.models.decoder import Decoder, DecoderConfig
+from mllm_jax.models.layers.cache import KVCache
+from mllm_jax.models.vit import ViT, ViTConfig
+
+
+class MultimodalConfig(Config):
+    encoder: ViTConfig
+    connector: ConnectorConfig = MLPConfig()
+    decoder: DecoderConfig
+
+
+def image_tokens(config: MultimodalConfig) -> int:
+    """Decoder tokens that one image takes: the one count that packer, model and exporter share."""
+    return config.connector.tokens(config.encoder.patches)
+
+
+class Multimodal(nn.Module):
+    """Images and tokens to logits.
+
+    `__call__` is the whole of it; its parts are methods, so that a loss can start from hidden states and generation
+    can encode and prefill once.
+    """
+
+    config: MultimodalConfig
+    dtype: Any = jnp.float32
+    """Compute format."""
+    param_dtype: Any = jnp.float32
+
+    def setup(self):
+        formats = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        self.encoder = ViT(self.config.encoder, **formats)
+        self.connector = make_connector(self.config.connector, self.config.decoder.width, **formats)
+        self.decoder = Decoder(self.config.decoder, **formats)
+
+    @jaxtyped(typechecker=beartype)
+    def __call__(
+        self,
+        tokens: Int[Array, "B T"],
+        segment_ids: Int[Array, "B T"],
+        positions: Int[Array, "B T"],
+        images: UInt8[Array, "B N H W 3"],
+        image_mask: Bool[Array, "B N"],
+        image_index: Int[Array, "B T"],
+    ) -> Float32[Array, "B T V"]:
+        """Logits of packed rows; arguments as in `data_pipelines.batch.Batch`."""
+        embeddings = self.embed(tokens, self.encode_images(images, image_mask), image_index)
+        hidden, _ = self.decode(embeddings, segment_ids, positions)
+        return self.logits(hidden)
+
+    @jaxtyped(typechecker=beartype)
+    def encode_images(
+        self, images: UInt8[Array, "B N H W 3"], image_mask: Bool[Array, "B N"]
+    ) -> Float[Array, "B N I D"]:
+        """Raw pixels to `I = image_tokens(config)` decoder embeddings a slot; zeros for an empty slot."""
+        rows, slots = image_mask.shape
+        features = self.connector(self.encoder(images.reshape(rows * slots, *images.shape[2:])))
+        features = features.reshape(rows, slots, *features.shape[1:])
+        return jnp.where(image_mask[..., None, None], features, 0)
+
+    @jaxtyped(typechecker=beartype)
+    def embed(
+        self, tokens: Int[Array, "B T"], image_features: Float[Array, "B N I D"], image_index: Int[Array, "B T"]
+    ) -> Float[Array, "B T D"]:
+        """Token embeddings, with image features where `image_index` (slot * I + feature) is not -1.
+
+        The token id at an image position is never looked up, so it may lie outside the vocabulary.
+        """
+        rows, slots, length, width = image_features.shape
+        text = self.decoder.embed(jnp.where(image_index < 0, tokens, 0))
+        if slots == 0:
+            return text
+        features = image_features.reshape(rows, slots * length, width)
+        gathered = jnp.take_along_axis(features, jnp.maximum(image_index, 0)[..., None], axis=1)
+        return jnp.where(image_index[..., None] < 0, text, gathered.astype(text.dtype))
+
+    @jaxtyped(typechecker=beartype)
+    def decode(
+        self,
+        embeddings: Float[Array, "B T D"],
+        segment_ids: Int[Array, "B T"],
+        positions: Int[Array, "B T"],
+        cache: KVCache | None = None,
+    ) -> tuple[Float[Array, "B T D"], KVCache | None]:
+        """Hidden states after the final norm; see `Decoder.__call__`."""
+        return self.decoder(embeddings, segment_ids, positions, cache)
+
+    @jaxtyped(typechecker=beartype)
+    def logits(self, hidden: Float[Array, "B T D"]) -> Float32[Array, "B T V"]:
+        return self.decoder.logits(hidden)
+
+    def initialise(self) -> Float32[Array, "1 1 V"]:
+        """Runs every part once, so that `init(key, method="initialise")` makes every parameter."""
+        self.connector(self.encoder.initialise())
+        return self.decoder.initialise()

@@ -1,0 +1,131 @@
+"""Named sizes: the published models as values of the configs, and the demo's own small ones."""
+
+from mllm_jax.models.decoder import DecoderConfig
+from mllm_jax.models.layers.rotary import Llama3RotaryScaling
+from mllm_jax.models.vit import FeatureConfig, ViTConfig
+
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+_CLIP_B32 = ViTConfig(
+    image_size=(224, 224),
+    patch_size=32,
+    width=768,
+    layers=12,
+    heads=12,
+    feed_forward_width=3072,
+    activation="quick_gelu",
+    patch_bias=False,
+    pre_norm=True,
+    norm_epsilon=1e-5,
+    pixel_mean=CLIP_MEAN,
+    pixel_std=CLIP_STD,
+)
+
+_DINOV2_SMALL = ViTConfig(
+    image_size=(518, 518),
+    patch_size=14,
+    width=384,
+    layers=12,
+    heads=6,
+    feed_forward_width=1536,
+    layer_scale=True,
+    pixel_mean=IMAGENET_MEAN,
+    pixel_std=IMAGENET_STD,
+)
+
+ENCODERS: dict[str, ViTConfig] = {
+    "tiny_vit": ViTConfig(
+        image_size=(64, 64),
+        patch_size=8,
+        width=128,
+        layers=4,
+        heads=4,
+        feed_forward_width=512,
+        class_token=False,
+        features=FeatureConfig(layer=-1, post_norm=False),
+    ),
+    "clip_vit_b32": _CLIP_B32,
+    "clip_vit_l14_336": _CLIP_B32.model_copy(
+        update={
+            "image_size": (336, 336),
+            "patch_size": 14,
+            "width": 1024,
+            "layers": 24,
+            "heads": 16,
+            "feed_forward_width": 4096,
+        }
+    ),
+    "dinov2_small": _DINOV2_SMALL,
+    "dinov2_base": _DINOV2_SMALL.model_copy(update={"width": 768, "heads": 12, "feed_forward_width": 3072}),
+    "siglip_so400m_14_384": ViTConfig(
+        image_size=(384, 384),
+        patch_size=14,
+        width=1152,
+        layers=27,
+        heads=16,
+        feed_forward_width=4304,
+        activation="gelu_tanh",
+        class_token=False,
+    ),
+}
+"""Vision encoders."""
+
+_LLAMA2_7B = DecoderConfig(
+    vocab_size=32000,
+    width=4096,
+    layers=32,
+    heads=32,
+    kv_heads=32,
+    head_width=128,
+    feed_forward_width=11008,
+    max_positions=4096,
+)
+
+_LLAMA3_8B = DecoderConfig(
+    vocab_size=128256,
+    width=4096,
+    layers=32,
+    heads=32,
+    kv_heads=8,
+    head_width=128,
+    feed_forward_width=14336,
+    rope_theta=500000.0,
+    max_positions=8192,
+)
+
+DECODERS: dict[str, DecoderConfig] = {
+    "tiny_llama": DecoderConfig(
+        vocab_size=512,
+        width=192,
+        layers=4,
+        heads=6,
+        kv_heads=3,
+        head_width=32,
+        feed_forward_width=512,
+        tied_embeddings=True,
+        max_positions=1024,
+    ),
+    "smollm2_135m": DecoderConfig(
+        vocab_size=49152,
+        width=576,
+        layers=30,
+        heads=9,
+        kv_heads=3,
+        head_width=64,
+        feed_forward_width=1536,
+        rope_theta=100000.0,
+        tied_embeddings=True,
+        max_positions=8192,
+    ),
+    "llama2_7b": _LLAMA2_7B,
+    "vicuna_7b": _LLAMA2_7B,
+    "vicuna_13b": _LLAMA2_7B.model_copy(
+        update={"width": 5120, "layers": 40, "heads": 40, "kv_heads": 40, "feed_forward_width": 13824}
+    ),
+    "llama3_8b": _LLAMA3_8B,
+    "llama3_1_8b": _LLAMA3_8B.model_copy(
+        update={"rope_scaling": Llama3RotaryScaling(), "max_positions": 131072}
+    ),
+}
+"""Decoder language models."""

@@ -1,0 +1,197 @@
+"""The vision encoder. CLIP, SigLIP and DINOv2 are values of one config."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from beartype import beartype
+from jaxtyping import Array, Float, Int, UInt8, jaxtyped
+from pydantic import Field, model_validator
+
+from data_pipelines.config_class import Config
+from mllm_jax.models.layers.activations import ActivationName
+from mllm_jax.models.layers.attention import SelfAttention
+from mllm_jax.models.layers.feed_forward import FeedForward
+from mllm_jax.models.layers.norms import layer_norm
+from mllm_jax.models.layers.positions import resize_positions
+from mllm_jax.models.layers.projection import Projection
+from mllm_jax.models.layers.stack import StackConfig, run_stack
+
+HIDDEN_AXES = ("images", "tokens", "embed_activation")
+
+
+class FeatureConfig(Config):
+    """Which of the encoder's hidden states are handed on."""
+
+    layer: int = -2
+    """Index into [embeddings, output of block 0, output of block 1, ...]: -1 is the last block's output, -2 the one
+    before it. Later blocks keep their parameters but are not executed."""
+    keep_class_token: bool = False
+    """Hand on the class token, before the patches."""
+    post_norm: bool = False
+    """Apply the encoder's final LayerNorm to the features."""
+
+
+class ViTConfig(Config):
+    """A vision transformer with learned absolute positions and pre-norm blocks."""
+
+    image_size: tuple[int, int]
+    """Height and width in pixels; what is left over by whole patches is cut off at the bottom and the right."""
+    patch_size: int = Field(gt=0)
+    """Side of a patch in pixels."""
+    width: int = Field(gt=0)
+    layers: int = Field(gt=0)
+    heads: int = Field(gt=0)
+    feed_forward_width: int = Field(gt=0)
+    activation: ActivationName = "gelu"
+    class_token: bool = True
+    registers: int = Field(0, ge=0)
+    """Extra learned tokens without a position (https://arxiv.org/abs/2309.16588); never handed on."""
+    patch_bias: bool = True
+    pre_norm: bool = False
+    """LayerNorm before the first block (CLIP)."""
+    layer_scale: bool = False
+    """A learned factor a channel on every residual branch (DINOv2)."""
+    norm_epsilon: float = Field(1e-6, gt=0)
+    position_grid: tuple[int, int] | None = None
+    """Rows and columns of patches that the stored position table covers; null: the image's own. Another grid is
+    resized in the forward pass (bicubic), which keeps a pretrained table exact."""
+    pixel_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    """Mean of red, green, blue on a scale of 0 to 1, taken off every pixel."""
+    pixel_std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    """Standard deviation of red, green, blue on the same scale."""
+    features: FeatureConfig = FeatureConfig()
+    stack: StackConfig = StackConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "ViTConfig":
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        if min(self.image_size) < self.patch_size:
+            raise ValueError(f"image_size {self.image_size} holds no patch of {self.patch_size} pixels")
+        if not -self.layers - 1 <= self.features.layer <= self.layers:
+            raise ValueError(f"features.layer {self.features.layer} is not one of the {self.layers + 1} hidden states")
+        if self.features.keep_class_token and not self.class_token:
+            raise ValueError("features.keep_class_token needs class_token")
+        return self
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches in an image."""
+        return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
+
+    @property
+    def table_grid(self) -> tuple[int, int]:
+        """Rows and columns of patches in the stored position table."""
+        return self.position_grid or self.grid
+
+    @property
+    def prefix_tokens(self) -> int:
+        """Tokens before the patches inside the encoder: class token and registers."""
+        return int(self.class_token) + self.registers
+
+    @property
+    def patches(self) -> int:
+        """Features that the encoder hands on for one image."""
+        return self.grid[0] * self.grid[1] + int(self.features.keep_class_token)
+
+    @property
+    def executed_layers(self) -> int:
+        layer = self.features.layer
+        return layer if layer >= 0 else self.layers + 1 + layer
+
+
+class EncoderBlock(nn.Module):
+    config: ViTConfig
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    @jaxtyped(typechecker=beartype)
+    def __call__(
+        self, hidden: Float[Array, "B T D"], layer: Int[Array, ""]
+    ) -> tuple[Float[Array, "B T D"], None]:
+        config, formats = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        attention = SelfAttention(
+            config.heads, config.heads, config.width // config.heads, bias=True, name="attention", **formats
+        )
+        feed_forward = FeedForward(config.feed_forward_width, config.activation, name="feed_forward", **formats)
+        normed = layer_norm(config.norm_epsilon, name="attention_norm", **formats)(hidden)
+        hidden = hidden + self._scaled("attention_scale", attention(normed)[0])
+        normed = layer_norm(config.norm_epsilon, name="feed_forward_norm", **formats)(hidden)
+        hidden = hidden + self._scaled("feed_forward_scale", feed_forward(normed))
+        return nn.with_logical_constraint(hidden, HIDDEN_AXES), None
+
+    def _scaled(self, name: str, branch: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        if not self.config.layer_scale:
+            return branch
+        initializer = nn.with_logical_partitioning(nn.initializers.ones, ("embed",))
+        scale = self.param(name, initializer, (self.config.width,), self.param_dtype)
+        return branch * scale.astype(branch.dtype)
+
+
+class ViT(nn.Module):
+    config: ViTConfig
+    dtype: Any = jnp.float32
+    """Compute format."""
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    @jaxtyped(typechecker=beartype)
+    def __call__(self, images: UInt8[Array, "B H W 3"]) -> Float[Array, "B P D"]:
+        """Raw pixels to features, `P = config.patches`."""
+        config, formats = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        if images.shape[1:3] != config.image_size:
+            raise ValueError(f"images are {images.shape[1:3]} pixels, but the encoder takes {config.image_size}")
+        patch_embedding = Projection(
+            (config.width,), (None, None, None), ("embed",), bias=config.patch_bias, name="patch_embedding", **formats
+        )
+        hidden = patch_embedding(_patches(self._normalised(images), config.patch_size))
+        hidden = self._with_prefix_and_positions(hidden)
+        if config.pre_norm:
+            hidden = layer_norm(config.norm_epsilon, name="pre_norm", **formats)(hidden)
+        hidden = nn.with_logical_constraint(hidden, HIDDEN_AXES)
+        blocks = run_stack(self, EncoderBlock, {"config": config, **formats}, config.stack, config.executed_layers)
+        hidden = blocks(hidden)
+        if config.features.post_norm or self.is_initializing():
+            hidden = layer_norm(config.norm_epsilon, name="post_norm", **formats)(hidden)
+        features = hidden[:, config.prefix_tokens :]
+        if config.features.keep_class_token:
+            features = jnp.concatenate([hidden[:, :1], features], axis=1)
+        return features
+
+    def _normalised(self, images: UInt8[Array, "B H W 3"]) -> Float[Array, "B H W 3"]:
+        mean, std = jnp.array(self.config.pixel_mean), jnp.array(self.config.pixel_std)
+        return ((images.astype(jnp.float32) / 255.0 - mean) / std).astype(self.dtype)
+
+    def _with_prefix_and_positions(self, patches: Float[Array, "B P D"]) -> Float[Array, "B T D"]:
+        """[class token, registers, patches]; the registers alone have no position."""
+        config = self.config
+        normal = nn.initializers.truncated_normal(0.02)
+        along_width = nn.with_logical_partitioning(normal, ("embed",))
+        tokens_by_width = nn.with_logical_partitioning(normal, (None, "embed"))
+        rows, _, width = patches.shape
+        table_rows = config.table_grid[0] * config.table_grid[1] + int(config.class_token)
+        table = self.param("position_embedding", tokens_by_width, (table_rows, width), self.param_dtype)
+        table = resize_positions(table, config.table_grid, config.grid).astype(self.dtype)
+        parts = [patches + table[int(config.class_token) :]]
+        if config.registers:
+            registers = self.param("registers", tokens_by_width, (config.registers, width), self.param_dtype)
+            parts.insert(0, jnp.broadcast_to(registers.astype(self.dtype), (rows, config.registers, width)))
+        if config.class_token:
+            token = self.param("class_token", along_width, (width,), self.param_dtype).astype(self.dtype) + table[0]
+            parts.insert(0, jnp.broadcast_to(token, (rows, 1, width)))
+        return jnp.concatenate(parts, axis=1)
+
+    def initialise(self) -> Float[Array, "1 P D"]:
+        """Runs every part once, so that `init(key, method="initialise")` makes every parameter."""
+        return self(jnp.zeros((1, *self.config.image_size, 3), jnp.uint8))
+
+
+def _patches(images: Float[Array, "B H W 3"], size: int) -> Float[Array, "B P size size 3"]:
+    """Cuts images into patches, row by row: what a convolution of stride `size` reads."""
+    rows, height, width, channels = images.shape
+    down, across = height // size, width // size
+    images = images[:, : down * size, : across * size]
+    images = images.reshape(rows, down, size, across, size, channels).transpose(0, 1, 3, 2, 4, 5)
+    return images.reshape(rows, down * across, size, size, channels)
