@@ -1,4 +1,4 @@
-"""What a chat template makes of a record: token ids, what is supervised, and where each image's run of tokens stands."""
+"""What a chat template makes of a record: token ids, what is supervised, and where each image's tokens stand."""
 
 from dataclasses import dataclass
 

@@ -1,0 +1,72 @@
+"""Lays packed rows out as the arrays of a batch.
+
+Axes: B rows, T tokens, N image slots, H x W pixels.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from data_pipelines.batch import Batch
+from data_pipelines.packing import Row
+from data_pipelines.rendered import RenderedRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """Where a segment lies in the batch."""
+
+    rendered: RenderedRecord
+    row: int
+    start: int
+    first_slot: int
+
+
+def empty_batch(rows: int, row_length: int, images_per_row: int, image_size: tuple[int, int]) -> Batch:
+    """Returns a batch of padding: zeros, and -1 for the image index."""
+    tokens = (rows, row_length)
+    return Batch(
+        tokens=np.zeros(tokens, np.int32),
+        targets=np.zeros(tokens, np.int32),
+        loss_weights=np.zeros(tokens, np.float32),
+        segment_ids=np.zeros(tokens, np.int32),
+        positions=np.zeros(tokens, np.int32),
+        images=np.zeros((rows, images_per_row, *image_size, 3), np.uint8),
+        image_mask=np.zeros((rows, images_per_row), np.bool_),
+        image_index=np.full(tokens, -1, np.int32),
+    )
+
+
+def place_row(batch: Batch, index: int, row: Row, image_tokens: int) -> list[Placed]:
+    """Writes a packed row into `batch`, all but its pixels; image slots are filled in order."""
+    placed: list[Placed] = []
+    start = slot = 0
+    for number, segment in enumerate(row.segments, start=1):
+        rendered = segment.rendered
+        length = len(rendered.tokens)
+        stop = start + length
+        batch.tokens[index, start:stop] = rendered.tokens
+        batch.targets[index, start : stop - 1] = rendered.tokens[1:]
+        batch.loss_weights[index, start : stop - 1] = rendered.supervised[1:]
+        batch.segment_ids[index, start:stop] = number
+        batch.positions[index, start:stop] = np.arange(length, dtype=np.int32)
+        placed.append(Placed(rendered, index, start, slot))
+        for image_start in rendered.image_starts:
+            first = start + image_start
+            features = np.arange(slot * image_tokens, (slot + 1) * image_tokens, dtype=np.int32)
+            batch.image_index[index, first : first + image_tokens] = features
+            batch.image_mask[index, slot] = True
+            slot += 1
+        start = stop
+    return placed
+
+
+def erase(batch: Batch, placed: Placed) -> None:
+    """Turns a placed segment into padding; the segments and slots around it stay where they are."""
+    tokens = (placed.row, slice(placed.start, placed.start + len(placed.rendered.tokens)))
+    slots = (placed.row, slice(placed.first_slot, placed.first_slot + len(placed.rendered.images)))
+    for array in (batch.tokens, batch.targets, batch.loss_weights, batch.segment_ids, batch.positions):
+        array[tokens] = 0
+    batch.image_index[tokens] = -1
+    batch.images[slots] = 0
+    batch.image_mask[slots] = False

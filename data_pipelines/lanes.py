@@ -1,0 +1,188 @@
+"""Lanes: deterministic, seekable streams of packed rows.
+
+Lane i is a function of (config, seed, i) and of nothing else: its own order of shards, shuffle, mixture and packer.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pydantic import Field, field_validator
+
+from data_pipelines.config_class import Config
+from data_pipelines.mixture import choose
+from data_pipelines.packing import Overlong, Packer, Row, Segment, fit
+from data_pipelines.permutation import seed_of
+from data_pipelines.quota import Skip, Tally, check_quota
+from data_pipelines.record import Record
+from data_pipelines.rendered import RenderedRecord
+from data_pipelines.source_stream import Deal, SourceStream
+from data_pipelines.sources.source import Entry, Source
+
+Render = Callable[[Record], RenderedRecord]
+
+FRUITLESS_LIMIT = 100_000
+"""Entries of one source that a lane meets without a single usable record before it gives up."""
+
+
+class StreamConfig(Config):
+    """What the stream of packed rows depends on; a run cannot go on with another value of any of it."""
+
+    mixture: dict[str, float]
+    """Source name -> weight; shares of records, the sum does not matter, 0 leaves a source out."""
+    lanes: int = Field(8, gt=0)
+    """Deterministic streams that the rows come from; a batch's rows must divide by it. Hosts and devices may change."""
+    seed: int = Field(0, ge=0)
+    """Seed of every order."""
+    shuffle_window: int = Field(1000, gt=0)
+    """Records, a lane and source, that are shuffled together."""
+    open_shards: int = Field(2, gt=0)
+    """Shards that a lane reads in turn, a source."""
+    open_rows: int = Field(16, gt=0)
+    """Rows, a lane, that are being packed at a time."""
+    row_length: int = Field(2048, gt=1)
+    """Tokens of a row."""
+    images_per_row: int = Field(4, ge=0)
+    """Image slots of a row."""
+    overlong: Overlong = "drop"
+    """What happens to a record longer than a row: dropped, or the text behind its last image cut."""
+    skip_quota: float = Field(0.01, ge=0, le=1)
+    """Share of records that may be bad before the run stops."""
+    unfit_quota: float = Field(0.25, ge=0, le=1)
+    """Share of records that may be dropped because they do not fit a row before the run stops."""
+
+    @field_validator("mixture")
+    @classmethod
+    def _positive(cls, mixture: dict[str, float]) -> dict[str, float]:
+        wrong = {name: weight for name, weight in mixture.items() if not 0 <= weight < float("inf")}
+        if wrong or not any(mixture.values()):
+            raise ValueError(f"weights are finite, at least 0 and not all 0; found {wrong or mixture}")
+        return mixture
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The sources that are drawn from, by name."""
+        return {name: weight for name, weight in self.mixture.items() if weight > 0}
+
+
+class Lane:
+    """One deterministic stream of rows."""
+
+    def __init__(
+        self,
+        index: int,
+        config: StreamConfig,
+        sources: Mapping[str, Source],
+        render: Render,
+        image_tokens: int,
+        state: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Opens lane `index` at its beginning, or where `state` says.
+
+        Raises:
+            ValueError: the state's open rows are not found again: the data or the chat template changed.
+        """
+        self._config = config
+        self._names = tuple(config.weights)
+        self._weights = tuple(config.weights.values())
+        self._sources = tuple(sources[name] for name in self._names)
+        self._render = render
+        self._image_tokens = image_tokens
+        self._index = index
+        saved = state["sources"] if state else {}
+        self._streams = tuple(self._stream(name, sources[name], saved.get(name)) for name in self._names)
+        self._counts = [int(saved[name]["good"]) if state else 0 for name in self._names]
+        self._met = [int(saved[name]["met"]) if state else 0 for name in self._names]
+        self._packer = Packer(config.row_length, config.images_per_row, config.open_rows)
+        self.tally = Tally.from_json(state["tally"]) if state else Tally()
+        self._skips: list[Skip] = []
+        if state:
+            self._packer.restore(self._reread(packed) for packed in state["rows"])
+
+    def next_row(self) -> Row:
+        """Returns the next row that the packer closes.
+
+        Raises:
+            QuotaExceededError: too many records were skipped on the way.
+        """
+        while True:
+            row = self._packer.add(self._draw())
+            if row is not None:
+                return row
+
+    def take_skips(self) -> list[Skip]:
+        """Returns what was skipped since the last call."""
+        skips, self._skips = self._skips, []
+        return skips
+
+    def state(self) -> dict[str, Any]:
+        """Returns where the lane stands, as small JSON: no token and no pixel, only places."""
+        return {
+            "sources": {
+                name: stream.state() | {"good": good, "met": met}
+                for name, stream, good, met in zip(self._names, self._streams, self._counts, self._met, strict=True)
+            },
+            "rows": [
+                [row.tokens, *(number for part in row.segments for number in (part.source, part.shard, part.place))]
+                for row in self._packer.rows
+            ],
+            "tally": self.tally.to_json(),
+        }
+
+    def _stream(self, name: str, source: Source, saved: dict[str, Any] | None) -> SourceStream:
+        config = self._config
+        deal = Deal(source, seed_of(config.seed, "source", name), config.lanes * config.open_shards)
+        strands = tuple(self._index + turn * config.lanes for turn in range(config.open_shards))
+        return SourceStream(deal, strands, config.shuffle_window, saved)
+
+    def _draw(self) -> Segment:
+        """Returns the next usable record of the source that the mixture is short of."""
+        chosen = choose(self._weights, self._counts)
+        while True:
+            entry = next(self._streams[chosen])
+            self.tally.seen += 1
+            self._met[chosen] += 1
+            segment = self._segment(chosen, entry)
+            if isinstance(segment, Segment):
+                self._counts[chosen] += 1
+                return segment
+            self._skip(segment)
+            self._refuse_fruitlessness(chosen)
+
+    def _segment(self, source: int, entry: Entry) -> Segment | Skip:
+        record = self._sources[source].read(entry)
+        if isinstance(record, Skip):
+            return record
+        config = self._config
+        rendered = fit(
+            self._render(record), config.row_length, config.images_per_row, self._image_tokens, config.overlong
+        )
+        return rendered if isinstance(rendered, Skip) else Segment(rendered, source, entry.shard, entry.place)
+
+    def _skip(self, skip: Skip) -> None:
+        self._skips.append(skip)
+        self.tally.skipped[skip.cause] += 1
+        check_quota((self.tally,), self._config.skip_quota, self._config.unfit_quota)
+
+    def _refuse_fruitlessness(self, source: int) -> None:
+        if self._counts[source]:
+            return
+        if self._met[source] >= FRUITLESS_LIMIT or self._streams[source].exhausted:
+            raise ValueError(
+                f"Source {self._names[source]!r} gave no usable record in {self._met[source]} that lane {self._index} "
+                f"met; skipped by cause: {dict(self.tally.skipped)}. Check the source's config against its shards."
+            )
+
+    def _reread(self, packed: list[int]) -> Row:
+        """Builds an open row again from the places of its segments."""
+        row = Row()
+        tokens, *numbers = packed
+        for source, shard, place in zip(numbers[::3], numbers[1::3], numbers[2::3], strict=True):
+            segment = self._segment(source, self._sources[source].locate(shard, place))
+            if isinstance(segment, Segment):
+                row.add(segment)
+        if row.tokens != tokens or len(row.segments) * 3 != len(numbers):
+            raise ValueError(
+                f"An open row of lane {self._index} held {tokens} tokens when the position was saved and now holds "
+                f"{row.tokens}: the shards, the chat template or the tokenizer changed, so the stream cannot go on."
+            )
+        return row

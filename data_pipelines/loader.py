@@ -1,0 +1,298 @@
+"""Lanes to batches: rows are packed in one thread, images decoded in several, whole batches prefetched."""
+
+import queue
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from data_pipelines.assemble import Placed, empty_batch, erase, place_row
+from data_pipelines.batch import Batch
+from data_pipelines.lanes import Lane, Render, StreamConfig
+from data_pipelines.positions import LanePositions, fingerprint
+from data_pipelines.quota import Skip, SkipLog, Tally, check_quota
+from data_pipelines.sources.source import Source
+from data_pipelines.storage import Storage
+from data_pipelines.transforms.image_error import ImageError
+
+if TYPE_CHECKING:
+    from jax.sharding import NamedSharding
+
+_TASKS_PER_THREAD = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Preparation:
+    """How a stage makes tokens and pixels of a record."""
+
+    render: Render
+    decode: Callable[[bytes], np.ndarray]
+    """Encoded image -> u8[H, W, 3]; raises `ImageError` for bytes that are no image."""
+    image_tokens: int
+    """Tokens that one image takes in the decoder."""
+    image_size: tuple[int, int]
+    """(H, W) in pixels of what `decode` returns."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchReport:
+    """What one batch holds, of the rows of this process."""
+
+    records: int
+    images: int
+    skipped: Mapping[str, int]
+    """Skips by cause since the batch before."""
+    padding_share: float
+    """Share of token places without a segment."""
+    supervised_share: float
+    """Share of the segments' tokens that the loss covers."""
+    image_slot_share: float
+    """Share of image slots that hold an image; 0 without slots."""
+    keys: tuple[str, ...]
+    """Keys of the records, row by row."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedBatch:
+    """A batch and where the stream stands after it."""
+
+    batch: Batch
+    position: LanePositions
+    report: BatchReport
+
+
+@dataclass(slots=True)
+class _Job:
+    """A batch whose images are being decoded."""
+
+    batch: Batch
+    placed: list[Placed]
+    decoded: list[Future[list[tuple[int, ImageError]]]]
+    states: dict[int, dict[str, Any]]
+    tallies: list[Tally]
+    skips: list[Skip]
+
+
+class Loader:
+    """Iterates batches of the stream, endlessly.
+
+    The batches depend on `config`, `sources` and `preparation` alone: not on threads, prefetching or processes. An
+    error in a thread is raised by `next`; after it, or after `close`, the loader is done.
+    """
+
+    def __init__(
+        self,
+        config: StreamConfig,
+        sources: Mapping[str, Any],
+        preparation: Preparation,
+        rows: int,
+        sharding: "NamedSharding | None" = None,
+        position: Mapping[str, Any] | None = None,
+        prefetch: int = 2,
+        threads: int = 2,
+        storage: Storage | None = None,
+    ) -> None:
+        """Opens the sources and starts to prefetch.
+
+        Args:
+            config: of the stream.
+            sources: name -> `SourceConfig`; the mixture's names must be among them.
+            preparation: template, decoder and sizes.
+            rows: B of the global batch; a multiple of `config.lanes`.
+            sharding: of token arrays over the mesh; None: NumPy batches of all rows.
+            position: JSON of `LanePositions` with all lanes; the stream goes on after that batch.
+            prefetch: batches decoded ahead.
+            threads: that decode.
+            storage: reads files; None: a new one.
+
+        Raises:
+            ValueError: rows do not divide into lanes, a mixture's source is not there, or the position is another's.
+            FileNotFoundError: a source names no shard.
+        """
+        if rows % config.lanes:
+            raise ValueError(
+                f"rows = {rows} must be a multiple of lanes = {config.lanes}, so that each lane fills as many"
+            )
+        self._config = config
+        self._preparation = preparation
+        self._rows = rows
+        self._sharding = sharding
+        self._rows_per_lane = rows // config.lanes
+        self._storage = storage or Storage()
+        opened = open_sources(config, sources, self._storage)
+        self._fingerprint = fingerprint(config, opened, preparation.image_tokens)
+        self._lanes = tuple(range(config.lanes))
+        if sharding is not None:
+            from data_pipelines.placement import process_lanes
+
+            self._lanes = process_lanes(sharding, rows, config.lanes)
+        saved: dict[int, dict[str, Any]] = {}
+        if position is not None:
+            restored = LanePositions.from_json(position)
+            restored.check(self._fingerprint, self._lanes)
+            saved = restored.lanes
+        self._streams = [
+            Lane(
+                lane,
+                config,
+                opened,
+                preparation.render,
+                preparation.image_tokens,
+                saved[lane]["lane"] if saved else None,
+            )
+            for lane in self._lanes
+        ]
+        self._undecodable = [
+            Tally(skipped=Counter(saved[lane]["undecodable"] if saved else {})) for lane in self._lanes
+        ]
+        self._log = SkipLog()
+        self._start(max(1, prefetch), max(1, threads))
+
+    def __iter__(self) -> Iterator[LoadedBatch]:
+        return self
+
+    def __next__(self) -> LoadedBatch:
+        if self._closed.is_set():
+            raise StopIteration
+        item = self._ready.get()
+        if isinstance(item, BaseException):
+            self.close()
+            raise item
+        return item
+
+    def __enter__(self) -> "Loader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stops the threads and waits for them."""
+        self._closed.set()
+        while self._producer.is_alive():
+            self._drain()
+            self._producer.join(timeout=0.05)
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._storage.close()
+
+    def _start(self, prefetch: int, threads: int) -> None:
+        self._tasks = threads * _TASKS_PER_THREAD
+        self._closed = threading.Event()
+        self._ready: queue.Queue[LoadedBatch | BaseException] = queue.Queue(maxsize=1)
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        self._producer = threading.Thread(target=self._produce, args=(prefetch,), name="loader", daemon=True)
+        self._producer.start()
+
+    def _produce(self, prefetch: int) -> None:
+        """Keeps `prefetch` batches in decoding and hands them out in order."""
+        jobs: deque[_Job] = deque()
+        try:
+            while not self._closed.is_set():
+                while len(jobs) < prefetch:
+                    jobs.append(self._begin())
+                self._hand_out(self._finish(jobs.popleft()))
+        except BaseException as error:
+            self._hand_out(error)
+
+    def _hand_out(self, item: LoadedBatch | BaseException) -> None:
+        while not self._closed.is_set():
+            try:
+                return self._ready.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+
+    def _drain(self) -> None:
+        while not self._ready.empty():
+            self._ready.get_nowait()
+
+    def _begin(self) -> _Job:
+        """Packs the next row of every lane as often as needed and starts to decode their images."""
+        config, preparation = self._config, self._preparation
+        rows = len(self._lanes) * self._rows_per_lane
+        batch = empty_batch(rows, config.row_length, config.images_per_row, preparation.image_size)
+        placed: list[Placed] = []
+        skips: list[Skip] = []
+        for order, stream in enumerate(self._streams):
+            for turn in range(self._rows_per_lane):
+                index = order * self._rows_per_lane + turn
+                placed += place_row(batch, index, stream.next_row(), preparation.image_tokens)
+            skips += stream.take_skips()
+        pixels = [number for number, part in enumerate(placed) if part.rendered.images]
+        size = max(1, -(-len(pixels) // self._tasks))
+        chunks = [pixels[first : first + size] for first in range(0, len(pixels), size)]
+        decoded = [self._pool.submit(self._decode, batch.images, placed, chunk) for chunk in chunks]
+        states = {lane: stream.state() for lane, stream in zip(self._lanes, self._streams, strict=True)}
+        tallies = [Tally(stream.tally.seen, stream.tally.skipped.copy()) for stream in self._streams]
+        return _Job(batch, placed, decoded, states, tallies, skips)
+
+    def _decode(self, images: np.ndarray, placed: list[Placed], chunk: list[int]) -> list[tuple[int, ImageError]]:
+        """Decodes the images of some segments into their slots; returns those that cannot be."""
+        bad: list[tuple[int, ImageError]] = []
+        for number in chunk:
+            part = placed[number]
+            try:
+                for offset, image in enumerate(part.rendered.images):
+                    pixels = self._preparation.decode(self._storage.read_range(image.source))
+                    target = images[part.row, part.first_slot + offset]
+                    if pixels.shape != target.shape:
+                        raise ValueError(f"{part.rendered.key} decoded to {pixels.shape}; the slot is {target.shape}")
+                    target[...] = pixels
+            except ImageError as error:
+                bad.append((number, error))
+        return bad
+
+    def _finish(self, job: _Job) -> LoadedBatch:
+        """Waits for the pixels, blanks segments whose image is bad, counts, and places the arrays."""
+        bad = sorted((fault for future in job.decoded for fault in future.result()), key=lambda fault: fault[0])
+        for number, error in bad:
+            placed = job.placed[number]
+            erase(job.batch, placed)
+            cause = f"image_{error.cause}"
+            self._undecodable[placed.row // self._rows_per_lane].skipped[cause] += 1
+            job.skips.append(Skip(cause, placed.rendered.key, error.detail))
+        for skip in job.skips:
+            self._log.note(skip)
+        check_quota([*job.tallies, *self._undecodable], self._config.skip_quota, self._config.unfit_quota)
+        lanes = {
+            lane: {"lane": job.states[lane], "undecodable": dict(sorted(tally.skipped.items()))}
+            for lane, tally in zip(self._lanes, self._undecodable, strict=True)
+        }
+        lost = {number for number, _ in bad}
+        kept = [placed.rendered for number, placed in enumerate(job.placed) if number not in lost]
+        report = _report(job.batch, kept, job.skips)
+        batch = job.batch
+        if self._sharding is not None:
+            from data_pipelines.placement import global_batch
+
+            batch = global_batch(batch, self._sharding, self._rows, self._lanes, self._rows_per_lane)
+        return LoadedBatch(batch, LanePositions(self._fingerprint, lanes), report)
+
+
+def open_sources(config: StreamConfig, sources: Mapping[str, Any], storage: Storage) -> dict[str, Source]:
+    """Opens the sources that a mixture draws from.
+
+    Raises:
+        ValueError: the mixture names a source that is not there.
+    """
+    unknown = sorted(config.mixture.keys() - sources.keys())
+    if unknown:
+        raise ValueError(f"The mixture names the sources {unknown}, but the sources are {sorted(sources)}.")
+    return {name: sources[name].open(storage) for name in config.weights}
+
+
+def _report(batch: Batch, kept: list[Any], skips: list[Skip]) -> BatchReport:
+    filled = int(np.count_nonzero(batch.segment_ids))
+    images = int(np.count_nonzero(batch.image_mask))
+    return BatchReport(
+        records=len(kept),
+        images=images,
+        skipped=dict(Counter(skip.cause for skip in skips)),
+        padding_share=1 - filled / batch.segment_ids.size,
+        supervised_share=int(np.count_nonzero(batch.loss_weights)) / max(1, filled),
+        image_slot_share=images / max(1, batch.image_mask.size),
+        keys=tuple(rendered.key for rendered in kept),
+    )

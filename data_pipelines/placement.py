@@ -1,0 +1,48 @@
+"""Which rows a process builds, and how its rows become global arrays."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from data_pipelines.batch import Batch
+
+_IMAGE_FIELDS = frozenset({"images", "image_mask"})
+
+
+def process_lanes(sharding: NamedSharding, rows: int, lanes: int) -> tuple[int, ...]:
+    """Returns the lanes that have a row on a device of this process, ascending.
+
+    Args:
+        sharding: of a token array [B, T].
+        rows: B of the global batch.
+        lanes: of the stream; row r belongs to lane r // (rows / lanes).
+    """
+    indices = _rows_only(sharding).addressable_devices_indices_map((rows,))
+    spans = [index[0].indices(rows) for index in indices.values() if index is not None]
+    return tuple(sorted({row // (rows // lanes) for start, stop, _ in spans for row in range(start, stop)}))
+
+
+def global_batch(local: Batch, sharding: NamedSharding, rows: int, lanes: tuple[int, ...], rows_per_lane: int) -> Batch:
+    """Returns global `jax.Array`s of B = `rows` from the rows of this process's lanes.
+
+    Token arrays take `sharding` whole; image arrays take its first axis, the rows.
+    """
+    first_row = {lane: order * rows_per_lane for order, lane in enumerate(lanes)}
+
+    def place(name: str, array: np.ndarray) -> jax.Array:
+        def shard(index: tuple[slice, ...]) -> Any:
+            start, stop, _ = index[0].indices(rows)
+            # The lanes of a device's rows follow one another, so the rows are contiguous here too.
+            begin = first_row[start // rows_per_lane] + start % rows_per_lane
+            return array[(slice(begin, begin + stop - start), *index[1:])]
+
+        chosen = _rows_only(sharding) if name in _IMAGE_FIELDS else sharding
+        return jax.make_array_from_callback((rows, *array.shape[1:]), chosen, shard)
+
+    return Batch(**{name: place(name, array) for name, array in local._asdict().items()})
+
+
+def _rows_only(sharding: NamedSharding) -> NamedSharding:
+    return NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[:1]))

@@ -1,0 +1,148 @@
+"""The endless, shuffled order in which one lane meets the entries of one source.
+
+The unit of work is a part of a shard: with fewer shards than strands a shard is dealt out in interleaved parts. The
+sequence of units is one lazily evaluated permutation after another, one an epoch; strand s of S takes the units s,
+s + S, s + 2S, ... of it. So over an epoch every entry comes exactly once over all strands, and no strand needs to know
+where another stands. A lane reads several strands in turn and shuffles blocks of what they give.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from data_pipelines.permutation import permuted, seed_of, shuffled
+from data_pipelines.sources.source import Entry, Source
+
+
+class Cursor(NamedTuple):
+    """Where a strand stands."""
+
+    unit: int = 0
+    """How many units it has finished."""
+    place: int = 0
+    """Where the walk over the shard goes on."""
+    ordinal: int = 0
+    """How many entries of the shard were passed, those of other parts included."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deal:
+    """How the shards of a source are dealt to strands."""
+
+    source: Source
+    seed: int
+    strands: int
+
+    @property
+    def parts(self) -> int:
+        """Into how many parts every shard is cut: enough for each strand to have one."""
+        return -(-self.strands // len(self.source.shards))
+
+    @property
+    def units(self) -> int:
+        """Units in an epoch."""
+        return self.parts * len(self.source.shards)
+
+    def unit(self, strand: int, turn: int) -> tuple[int, int, int]:
+        """Returns (epoch, shard, part) of the unit that a strand takes at its turn."""
+        epoch, rank = divmod(strand + turn * self.strands, self.units)
+        part, shard = divmod(permuted(rank, self.units, seed_of(self.seed, "units", epoch)), len(self.source.shards))
+        return epoch, shard, part
+
+
+class Strand:
+    """An endless walk over the units of one strand."""
+
+    def __init__(self, deal: Deal, index: int, cursor: Cursor) -> None:
+        self._deal = deal
+        self._index = index
+        self._entries = self._walk(cursor)
+        self.cursor = cursor
+
+    def __next__(self) -> Entry:
+        entry, self.cursor = next(self._entries)
+        return entry
+
+    def _walk(self, cursor: Cursor) -> Iterator[tuple[Entry, Cursor]]:
+        empty = 0
+        while True:
+            for entry, ordinal in self._unit(cursor):
+                empty = -1
+                yield entry, Cursor(cursor.unit, entry.following, ordinal)
+            empty += 1
+            if empty > self._deal.units:
+                self._refuse_emptiness()
+                empty = 0
+            cursor = Cursor(cursor.unit + 1)
+
+    def _unit(self, cursor: Cursor) -> Iterator[tuple[Entry, int]]:
+        """Yields the entries of one unit from a cursor on, each with the ordinal after it."""
+        source, parts = self._deal.source, self._deal.parts
+        epoch, shard, part = self._deal.unit(self._index, cursor.unit)
+        count = source.count(shard)
+        if count is None:
+            for ordinal, entry in enumerate(source.walk(shard, cursor.place), start=cursor.ordinal):
+                if ordinal % parts == part:
+                    yield entry, ordinal + 1
+            return
+        # An indexed shard is read in an order of its own every epoch, so its shuffle has no window.
+        seed = seed_of(self._deal.seed, "entries", epoch, shard)
+        first = cursor.ordinal + (part - cursor.ordinal) % parts
+        for ordinal in range(first, count, parts):
+            yield source.locate(shard, permuted(ordinal, count, seed)), ordinal + 1
+
+    def _refuse_emptiness(self) -> None:
+        source = self._deal.source
+        if not any(True for shard in range(len(source.shards)) for _ in source.walk(shard)):
+            raise ValueError(
+                f"The {len(source.shards)} shards from {source.shards[0]} on hold no record at all; "
+                "check the data or the pattern."
+            )
+
+
+class SourceStream:
+    """Blocks of `window` entries, taken from the strands in turn and shuffled; the state is where the block began.
+
+    After a restart the block's headers are walked again; nothing is read or decoded.
+    """
+
+    def __init__(self, deal: Deal, strands: tuple[int, ...], window: int, state: dict[str, Any] | None = None) -> None:
+        self._deal = deal
+        self._indices = strands
+        self._window = window
+        self._block = int(state["block"]) if state else 0
+        self._taken = int(state["taken"]) if state else 0
+        self._begin = tuple(Cursor(*cursor) for cursor in state["strands"]) if state else (Cursor(),) * len(strands)
+        self._strands = self._open_strands()
+        self._entries: list[Entry] = []
+
+    def __next__(self) -> Entry:
+        if not self._entries:
+            self._fill()
+        entry = self._entries[self._taken]
+        self._taken += 1
+        if self._taken == self._window:
+            self._begin = tuple(strand.cursor for strand in self._strands)
+            self._block += 1
+            self._taken = 0
+            self._entries = []
+        return entry
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether every strand has gone through as many units as an epoch of the whole source has."""
+        return min(cursor.unit for cursor in self._begin) > self._deal.units
+
+    def state(self) -> dict[str, Any]:
+        """Returns where the stream stands, as JSON."""
+        return {"block": self._block, "taken": self._taken, "strands": [list(cursor) for cursor in self._begin]}
+
+    def _open_strands(self) -> tuple[Strand, ...]:
+        return tuple(
+            Strand(self._deal, index, cursor) for index, cursor in zip(self._indices, self._begin, strict=True)
+        )
+
+    def _fill(self) -> None:
+        in_turn = [next(self._strands[turn % len(self._strands)]) for turn in range(self._window)]
+        seed = seed_of(self._deal.seed, "block", self._indices[0], self._block)
+        self._entries = [in_turn[index] for index in shuffled(self._window, seed)]
