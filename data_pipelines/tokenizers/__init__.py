@@ -1,0 +1,1 @@
+"""What stands behind `data_pipelines.tokenizer`: reading, converting and training tokenizers."""

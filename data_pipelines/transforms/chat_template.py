@@ -1,0 +1,270 @@
+"""Chat templates as data, and the rendering of records by them: token ids and loss mask are built together.
+
+Contents are stripped of surrounding white space. The parts of a turn are joined by a newline, so that an image before a
+question gives `<image>\\nWhat is this?` as LLaVA writes it.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from data_pipelines.config_class import Config
+from data_pipelines.record import ImagePart, Part, Record, TextPart, Turn
+from data_pipelines.rendered import RenderedRecord
+from data_pipelines.tokenizer import IMAGE_TOKEN, Tokenizer
+
+
+class Special(Config):
+    """A special token in a template, by its name or by the role that the tokenizer gives it."""
+
+    token: str | None = None
+    role: Literal["bos", "eos"] | None = None
+    """bos: written only for tokenizers whose sequences begin with one; eos: must be there."""
+
+
+Piece = str | Special
+
+
+class TurnFormat(Config):
+    """What stands around the content of a system or user turn."""
+
+    before: tuple[Piece, ...] = ()
+    after: tuple[Piece, ...] = ()
+    images_only: bool = False
+    """Whether the turn's text is left out."""
+
+
+class AnswerFormat(Config):
+    """What stands around an assistant's content; a prompt for generation ends after `before`."""
+
+    before: tuple[Piece, ...] = ()
+    lead: str = ""
+    """Text that opens a content and is learned with it; left out when the content is empty."""
+    tail: str = ""
+    """Text that closes a content and is learned with it; left out when the content is empty."""
+    end: tuple[Piece, ...] = ()
+    """The end of the turn, learned with the content."""
+    after: tuple[Piece, ...] = ()
+
+
+class ChatTemplate(Config):
+    """How a conversation becomes one sequence of special tokens and texts."""
+
+    name: str
+    start: tuple[Piece, ...] = ()
+    """What stands before everything else, once."""
+    system: TurnFormat | None = None
+    """None: system turns are left out."""
+    system_in_user: bool = False
+    """Whether the system turn stands inside the first user turn, before its content."""
+    default_system: str | None = None
+    """The system content of conversations that bring none; None or empty: no system turn."""
+    user: TurnFormat
+    assistant: AnswerFormat
+
+    def with_system(self, content: str | None) -> "ChatTemplate":
+        """The same template with another default system content."""
+        return self.model_copy(update={"default_system": content})
+
+
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """One piece of a sequence: a text, a special token or an image."""
+
+    value: str | Special | ImagePart
+    supervised: bool = False
+    literal: bool = False
+    """Whether the text is the template's or the system's, which gets a space where it follows the start token."""
+    opens_answer: bool = False
+    """Whether an assistant's content begins here, so that a prompt may end before it."""
+
+
+def render(record: Record, template: ChatTemplate, tokenizer: Tokenizer, image_tokens: int) -> RenderedRecord:
+    """Builds a record's token ids and what is supervised: contents of learned assistant turns and their end of turn.
+
+    Args:
+        image_tokens: how many tokens an image takes (`mllm_jax.models.multimodal.image_tokens`).
+
+    Raises:
+        ValueError: the tokenizer lacks a special token of the template, or a turn is out of place.
+        TokenBoundaryError: the tokenizer joins an answer's beginning with what stands before it.
+    """
+    return _assemble(record.key, list(_spans(record.turns, template)), tokenizer, image_tokens)
+
+
+def render_prompt(record: Record, template: ChatTemplate, tokenizer: Tokenizer, image_tokens: int) -> RenderedRecord:
+    """Builds the ids up to where the assistant begins: an exact prefix of what `render` makes of the answered record.
+
+    If the record ends with an assistant turn, that turn is the one to be generated. Arguments and errors as `render`.
+    """
+    turns = record.turns[:-1] if record.turns and record.turns[-1].role == "assistant" else record.turns
+    spans = [*_spans(turns, template), *(_Span(piece, literal=True) for piece in template.assistant.before)]
+    return _assemble(record.key, spans, tokenizer, image_tokens)
+
+
+def stop_ids(template: ChatTemplate, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """The ids that end an assistant's turn: its end of turn, as far as it is one token, and the end token."""
+    found = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
+    for piece in template.assistant.end[:1]:
+        ids = tokenizer.encode(piece, start=False) if isinstance(piece, str) else [_special_id(piece, tokenizer)]
+        found.extend(index for index in ids if len(ids) == 1)
+    return tuple(sorted(set(found)))
+
+
+def required_tokens(template: ChatTemplate, tokenizer: Tokenizer) -> tuple[str, ...]:
+    """The special tokens that rendering with the template asks of the tokenizer."""
+    answer = template.assistant
+    formats = [template.user, *([template.system] if template.system else [])]
+    pieces = [*template.start, *answer.before, *answer.end, *answer.after]
+    pieces += [piece for turn in formats for piece in (*turn.before, *turn.after)]
+    names = [_name(piece, tokenizer) for piece in pieces if isinstance(piece, Special)]
+    return tuple(dict.fromkeys([IMAGE_TOKEN, *(name for name in names if name is not None)]))
+
+
+def written(record: Record, template: ChatTemplate, tokenizer: Tokenizer) -> str:
+    """The record as a string in which special tokens are spelled out and an image is one `<image>`."""
+    text = ""
+    for span, starts in _with_starts(list(_spans(record.turns, template)), tokenizer):
+        if isinstance(span.value, ImagePart):
+            text += IMAGE_TOKEN
+        elif isinstance(span.value, Special):
+            text += _name(span.value, tokenizer) or ""
+        else:
+            # The exported tokenizer puts its space only at the very beginning; after a start token it is spelled out.
+            text += (" " if starts and text and tokenizer.adds_prefix_space else "") + span.value
+    return text
+
+
+def _spans(turns: Sequence[Turn], template: ChatTemplate) -> Iterator[_Span]:
+    yield from (_Span(piece, literal=True) for piece in template.start)
+    system = template.default_system
+    if turns and turns[0].role == "system":
+        system, turns = _text(turns[0]), turns[1:]
+    opening: list[_Span] = []
+    if template.system is not None and system and system.strip():
+        content = _Span(system.strip(), literal=True)
+        opening = [*_literals(template.system.before), content, *_literals(template.system.after)]
+    if not template.system_in_user:
+        yield from opening
+        opening = []
+    for turn in turns:
+        if turn.role == "system":
+            raise ValueError("a system turn may only stand first in a conversation.")
+        if turn.role == "assistant":
+            yield from _answer(turn, template.assistant)
+            continue
+        yield from _literals(template.user.before)
+        yield from opening
+        yield from _contents(turn.parts, images_only=template.user.images_only)
+        yield from _literals(template.user.after)
+        opening = []
+
+
+def _answer(turn: Turn, answer: AnswerFormat) -> Iterator[_Span]:
+    yield from _literals(answer.before)
+    contents = list(_contents(turn.parts, images_only=False))
+    texts = [_Span(answer.lead), *contents, _Span(answer.tail)] if contents else []
+    for index, span in enumerate(span for span in (*texts, *(_Span(piece) for piece in answer.end)) if span.value):
+        learned = turn.learn and not isinstance(span.value, ImagePart)
+        yield _Span(span.value, supervised=learned, opens_answer=index == 0)
+    yield from _literals(answer.after)
+
+
+def _contents(parts: Sequence[Part], *, images_only: bool) -> Iterator[_Span]:
+    if images_only:
+        yield from (_Span(part) for part in parts if isinstance(part, ImagePart))
+        return
+    values = [part.text.strip() if isinstance(part, TextPart) else part for part in parts]
+    for index, value in enumerate(value for value in values if value):
+        if index:
+            yield _Span("\n")
+        yield _Span(value)
+
+
+def _text(turn: Turn) -> str:
+    if any(isinstance(part, ImagePart) for part in turn.parts):
+        raise ValueError("a system turn holds an image; images may only stand in user and assistant turns.")
+    return "\n".join(filter(None, (part.text.strip() for part in turn.parts if isinstance(part, TextPart))))
+
+
+def _literals(pieces: Sequence[Piece]) -> Iterator[_Span]:
+    return (_Span(piece, literal=True) for piece in pieces)
+
+
+def _with_starts(spans: Sequence[_Span], tokenizer: Tokenizer) -> Iterator[tuple[_Span, bool]]:
+    """Each span, and whether it begins a sequence: nothing before it, or template text right after the start token."""
+    previous: _Span | None = None
+    for span in spans:
+        if span.value == "" or (isinstance(span.value, Special) and _name(span.value, tokenizer) is None):
+            continue
+        after_bos = previous is not None and isinstance(previous.value, Special) and previous.value.role == "bos"
+        yield span, previous is None or (after_bos and span.literal)
+        previous = span
+
+
+def _assemble(key: str, spans: Sequence[_Span], tokenizer: Tokenizer, image_tokens: int) -> RenderedRecord:
+    tokens: list[int] = []
+    supervised: list[bool] = []
+    image_starts: list[int] = []
+    run: list[_Span] = []
+    run_starts = False
+
+    def add(ids: Sequence[int], learned: bool) -> None:
+        tokens.extend(ids)
+        supervised.extend([learned] * len(ids))
+
+    def finish_run() -> None:
+        texts = _joined(run)
+        for (_, learned), ids in zip(
+            texts, tokenizer.encode_spans([text for text, _ in texts], start=run_starts), strict=True
+        ):
+            add(ids, learned)
+        run.clear()
+
+    for span, starts in _with_starts(spans, tokenizer):
+        if isinstance(span.value, str):
+            run_starts = run_starts if run else starts
+            run.append(span)
+            continue
+        finish_run()
+        if isinstance(span.value, ImagePart):
+            image_starts.append(len(tokens))
+            add([tokenizer.image_id] * image_tokens, False)
+        else:
+            add([_special_id(span.value, tokenizer)], span.supervised)
+    finish_run()
+    images = tuple(span.value for span in spans if isinstance(span.value, ImagePart))
+    return RenderedRecord(key, np.array(tokens, np.int32), np.array(supervised, bool), tuple(image_starts), images)
+
+
+def _joined(run: Sequence[_Span]) -> list[tuple[str, bool]]:
+    """Neighbouring texts, joined as far as they are supervised alike."""
+    texts: list[tuple[str, bool]] = []
+    for span in run:
+        assert isinstance(span.value, str)
+        if texts and texts[-1][1] == span.supervised and not span.opens_answer:
+            texts[-1] = (texts[-1][0] + span.value, span.supervised)
+        else:
+            texts.append((span.value, span.supervised))
+    return texts
+
+
+def _name(special: Special, tokenizer: Tokenizer) -> str | None:
+    """The name of a special token, or None for a start token that the tokenizer's sequences do without."""
+    if special.role == "bos":
+        return tokenizer.bos_token if tokenizer.starts_with_bos else None
+    if special.role == "eos":
+        if tokenizer.eos_token is None:
+            raise ValueError(
+                "the chat template ends turns with the tokenizer's end token (eos_token), but it has none."
+            )
+        return tokenizer.eos_token
+    return special.token
+
+
+def _special_id(special: Special, tokenizer: Tokenizer) -> int:
+    name = _name(special, tokenizer)
+    assert name is not None
+    return tokenizer.special_id(name)

@@ -1,0 +1,107 @@
+"""A chat template written in the Jinja dialect of `transformers`, to be exported with the tokenizer.
+
+`apply_chat_template` with it gives the token ids and, through its generation marks, the loss mask of `render`. Message
+contents may be strings, in which `<image>` marks an image, or lists of `{"type": "image"}` and `{"type": "text"}`.
+"""
+
+from collections.abc import Sequence
+
+from data_pipelines.tokenizer import IMAGE_TOKEN, Tokenizer
+from data_pipelines.transforms.chat_template import ChatTemplate, Piece, Special
+
+# A list's parts are stripped and joined by newlines, as `render` does; a string only loses its surrounding white space.
+CONTENT_MACRO = (
+    "{% macro content(message) %}{% if message['content'] is string %}{{ message['content'].strip() }}{% else %}"
+    "{% set found = namespace(any=false) %}{% for part in message['content'] %}"
+    "{% set text = image if part['type'] == 'image' else (part['text'] or '').strip() %}"
+    "{% if text %}{{ '\\n' if found.any else '' }}{{ text }}{% set found.any = true %}{% endif %}"
+    "{% endfor %}{% endif %}{% endmacro %}"
+)
+
+IMAGES_MACRO = (
+    "{% macro images(message) %}{% if message['content'] is string %}{{ image * message['content'].count(image) }}"
+    "{% else %}{% for part in message['content'] if part['type'] == 'image' %}{{ image }}{% endfor %}{% endif %}"
+    "{% endmacro %}"
+)
+
+
+def jinja(template: ChatTemplate, tokenizer: Tokenizer) -> str:
+    """The template's Jinja text for `chat_template.jinja`.
+
+    Raises:
+        ValueError: the tokenizer lacks an end token that the template needs.
+    """
+    write = _Writer(tokenizer)
+    system = _system(template, write)
+    in_user = "{% if loop.first %}" + system + "{% endif %}" if template.system_in_user else ""
+    user_content = "images(message)" if template.user.images_only else "content(message)"
+    answer = template.assistant
+    return "".join(
+        [
+            "{% set image = " + _literal(IMAGE_TOKEN) + " %}",
+            CONTENT_MACRO,
+            IMAGES_MACRO,
+            "{% set turns = messages %}{% set system = " + _literal((template.default_system or "").strip()) + " %}",
+            "{% if messages and messages[0]['role'] == 'system' %}{% set system = content(messages[0]) %}"
+            "{% set turns = messages[1:] %}{% endif %}",
+            write(template.start, text_follows=_opens_with_text(template)),
+            "" if template.system_in_user else system,
+            "{% for message in turns %}{% if message['role'] == 'user' %}",
+            write(template.user.before) + in_user + "{{ " + user_content + " }}" + write(template.user.after),
+            "{% elif message['role'] == 'assistant' %}",
+            write(answer.before),
+            "{% generation %}{% set text = content(message) %}{% if text %}",
+            write((answer.lead,)) + "{{ text }}" + write((answer.tail,)),
+            "{% endif %}" + write(answer.end) + "{% endgeneration %}",
+            write(answer.after),
+            "{% else %}{{ raise_exception('A system turn may only stand first.') }}{% endif %}{% endfor %}",
+            "{% if add_generation_prompt %}" + write(answer.before) + "{% endif %}",
+        ]
+    )
+
+
+class _Writer:
+    """Writes pieces as Jinja output expressions."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    def __call__(self, pieces: Sequence[Piece], *, text_follows: bool = False) -> str:
+        """`text_follows`: whether a start token at the end is followed by text of the template."""
+        following = [isinstance(piece, str) for piece in pieces[1:]] + [text_follows]
+        return "".join(self._piece(piece, text) for piece, text in zip(pieces, following, strict=True))
+
+    def _piece(self, piece: Piece, text_follows: bool) -> str:
+        if isinstance(piece, str):
+            return "{{ " + _literal(piece) + " }}" if piece else ""
+        if piece.role == "eos":
+            return "{{ eos_token }}"
+        if piece.role is None:
+            return "{{ " + _literal(piece.token or "") + " }}"
+        if not self._tokenizer.starts_with_bos:
+            return ""
+        # transformers puts the space of SentencePiece models only before the very first character of a string.
+        return "{{ bos_token }}" + ("{{ ' ' }}" if text_follows and self._tokenizer.adds_prefix_space else "")
+
+
+def _system(template: ChatTemplate, write: _Writer) -> str:
+    if template.system is None:
+        return ""
+    return (
+        "{% if system %}"
+        + write(template.system.before)
+        + "{{ system }}"
+        + write(template.system.after)
+        + "{% endif %}"
+    )
+
+
+def _opens_with_text(template: ChatTemplate) -> bool:
+    """Whether text of the template or the system comes first after `start`."""
+    first = template.user.before[:1]
+    return bool(first) and not isinstance(first[0], Special)
+
+
+def _literal(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n")
+    return f"'{escaped}'"
