@@ -1,0 +1,1 @@
+"""Generation: prompts, sampling, decoding with a cache, chat sessions."""

@@ -1,0 +1,163 @@
+"""Prefill and decode: two jitted programs, compiled once for each shape of a batch.
+
+The prefill reads the prompts (images included) into a cache; a step then feeds the last token of every row and draws
+the next. Rows are right-padded prompts of different lengths, each with its own place in the cache.
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+from pydantic import Field
+
+from data_pipelines.batch import Batch
+from data_pipelines.config_class import Config
+from mllm_jax.generation.prompts import Prompt, bucket, pad_prompts
+from mllm_jax.generation.sampling import SamplingConfig, sample
+from mllm_jax.models.decoder import Decoder, make_cache
+from mllm_jax.models.layers.cache import KVCache
+from mllm_jax.models.multimodal import Multimodal, image_tokens
+from mllm_jax.models.parameters import Parameters
+
+LanguageModel = Multimodal | Decoder
+"""What can generate; a bare decoder takes prompts without images."""
+
+
+class DecodingConfig(Config):
+    """How answers are generated."""
+
+    max_new_tokens: int = Field(default=256, gt=0)
+    """Longest answer in tokens."""
+    rows: int = Field(default=8, gt=0)
+    """Prompts answered at once."""
+    sampling: SamplingConfig = SamplingConfig()
+
+
+def generate(
+    model: LanguageModel,
+    parameters: Parameters,
+    prompts: Sequence[Prompt],
+    stop_tokens: Sequence[int],
+    config: DecodingConfig,
+) -> list[list[int]]:
+    """Continue every prompt until a stop token (not returned) or `max_new_tokens`.
+
+    Prompts are answered `config.rows` at a time, those of similar length together; answers come in the prompts' order.
+
+    Raises:
+        ValueError: a prompt that is empty, or longer with its answer than the model's positions, or with images for a
+            model without an encoder.
+    """
+    answers: list[list[int]] = [[] for _ in prompts]
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index].tokens))
+    key = jax.random.key(config.sampling.seed)
+    for start in range(0, len(order), config.rows):
+        chosen = order[start : start + config.rows]
+        group = [prompts[index] for index in chosen]
+        finished = np.zeros(len(group), bool)
+        for tokens in stream(model, parameters, group, config, jax.random.fold_in(key, start)):
+            finished |= np.isin(tokens, stop_tokens)
+            for place, index in enumerate(chosen):
+                if not finished[place]:
+                    answers[index].append(int(tokens[place]))
+            if finished.all():
+                break
+    return answers
+
+
+def stream(
+    model: LanguageModel,
+    parameters: Parameters,
+    prompts: Sequence[Prompt],
+    config: DecodingConfig,
+    key: Key[Array, ""],
+) -> Iterator[Int[np.ndarray, " B"]]:
+    """Yield the next token of every prompt, up to `max_new_tokens` times; the caller stops when it has seen enough.
+
+    Raises:
+        ValueError: as `generate`.
+    """
+    decoder, decoder_parameters = _decoder_of(model, parameters)
+    for prompt in prompts:
+        _check_prompt(model, prompt, decoder.config.max_positions, config.max_new_tokens)
+    batch, lengths = pad_prompts(prompts, *_image_shape(model), bucket(len(prompts)))
+    capacity = bucket(batch.tokens.shape[1] + config.max_new_tokens)
+    tokens, cache = _prefill(model, parameters, batch, lengths, key, config.sampling, capacity)
+    for index in range(1, config.max_new_tokens):
+        # The next step is on its way before this one's tokens are waited for.
+        following, cache = _step(decoder, decoder_parameters, tokens, cache, key, np.int32(index), config.sampling)
+        yield np.asarray(tokens)[: len(prompts)]
+        tokens = following
+    yield np.asarray(tokens)[: len(prompts)]
+
+
+def _decoder_of(model: LanguageModel, parameters: Parameters) -> tuple[Decoder, Parameters]:
+    if isinstance(model, Decoder):
+        return model, parameters
+    return Decoder(model.config.decoder, dtype=model.dtype, param_dtype=model.param_dtype), parameters["decoder"]
+
+
+def _image_shape(model: LanguageModel) -> tuple[int, tuple[int, int]]:
+    """The tokens an image takes, and its height and width in pixels."""
+    return (0, (0, 0)) if isinstance(model, Decoder) else (image_tokens(model.config), model.config.encoder.image_size)
+
+
+def _check_prompt(model: LanguageModel, prompt: Prompt, max_positions: int, max_new_tokens: int) -> None:
+    length = len(prompt.tokens)
+    if not length:
+        raise ValueError("found an empty prompt, expected at least one token to continue.")
+    if length + max_new_tokens > max_positions:
+        raise ValueError(
+            f"the prompt has {length} tokens, and {max_new_tokens} more may be generated, but the model was made for "
+            f"{max_positions} positions: shorten the prompt or lower max_new_tokens."
+        )
+    if prompt.images and isinstance(model, Decoder):
+        raise ValueError("the prompt has an image, but this model is a language model without a vision encoder.")
+
+
+def _embed(model: LanguageModel, parameters: Parameters, batch: Batch) -> Float[Array, "B T D"]:
+    apply = partial(model.apply, {"params": parameters})
+    if isinstance(model, Decoder):
+        return apply(batch.tokens, method="embed")
+    features = apply(batch.images, batch.image_mask, method="encode_images")
+    return apply(batch.tokens, features, batch.image_index, method="embed")
+
+
+@partial(jax.jit, static_argnames=("model", "sampling", "capacity"))
+def _prefill(
+    model: LanguageModel,
+    parameters: Parameters,
+    batch: Batch,
+    lengths: Int[Array, " B"],
+    key: Key[Array, ""],
+    sampling: SamplingConfig,
+    capacity: int,
+) -> tuple[Int[Array, " B"], KVCache]:
+    """The first token after every prompt, and a cache that holds the prompts."""
+    decoder, decoder_parameters = _decoder_of(model, parameters)
+    apply = partial(decoder.apply, {"params": decoder_parameters})
+    cache = make_cache(decoder.config, len(lengths), capacity, decoder.dtype)
+    hidden, cache = apply(_embed(model, parameters, batch), batch.segment_ids, batch.positions, cache)
+    last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)
+    return sample(apply(last, method="logits")[:, 0], jax.random.fold_in(key, 0), sampling), cache
+
+
+@partial(jax.jit, static_argnames=("decoder", "sampling"), donate_argnames="cache")
+def _step(
+    decoder: Decoder,
+    parameters: Parameters,
+    tokens: Int[Array, " B"],
+    cache: KVCache,
+    key: Key[Array, ""],
+    index: Int[Array, ""],
+    sampling: SamplingConfig,
+) -> tuple[Int[Array, " B"], KVCache]:
+    """The token that follows `tokens`, and the cache with `tokens` in it."""
+    apply = partial(decoder.apply, {"params": parameters})
+    fed = tokens[:, None]
+    hidden, cache = apply(apply(fed, method="embed"), jnp.ones_like(fed), cache.lengths[:, None], cache)
+    return sample(apply(hidden, method="logits")[:, 0], jax.random.fold_in(key, index), sampling), cache
