@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from data_pipelines.batch import Batch
-from data_pipelines.packing import Row
+from data_pipelines.packing import Segment
 from data_pipelines.rendered import RenderedRecord
 
 
@@ -37,11 +37,11 @@ def empty_batch(rows: int, row_length: int, images_per_row: int, image_size: tup
     )
 
 
-def place_row(batch: Batch, index: int, row: Row, image_tokens: int) -> list[Placed]:
+def place_row(batch: Batch, index: int, row: tuple[Segment, ...], image_tokens: int) -> list[Placed]:
     """Writes a packed row into `batch`, all but its pixels; image slots are filled in order."""
     placed: list[Placed] = []
     start = slot = 0
-    for number, segment in enumerate(row.segments, start=1):
+    for number, segment in enumerate(row, start=1):
         rendered = segment.rendered
         length = len(rendered.tokens)
         stop = start + length

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 
 from data_pipelines.config_class import Config
 from data_pipelines.mixture import choose
-from data_pipelines.packing import Overlong, Packer, Row, Segment, fit
+from data_pipelines.packing import Overlong, Packer, Segment, fit
 from data_pipelines.permutation import seed_of
 from data_pipelines.quota import Skip, Tally, check_quota
 from data_pipelines.record import Record
@@ -38,7 +38,7 @@ class StreamConfig(Config):
     open_shards: int = Field(2, gt=0)
     """Shards that a lane reads in turn, a source."""
     open_rows: int = Field(16, gt=0)
-    """Rows, a lane, that are being packed at a time."""
+    """Rows' worth of records, a lane, among which the packer chooses; more fill rows better."""
     row_length: int = Field(2048, gt=1)
     """Tokens of a row."""
     images_per_row: int = Field(4, ge=0)
@@ -79,7 +79,7 @@ class Lane:
         """Opens lane `index` at its beginning, or where `state` says.
 
         Raises:
-            ValueError: the state's open rows are not found again: the data or the chat template changed.
+            ValueError: a record that waited is not what it was: the data or the chat template changed.
         """
         self._config = config
         self._names = tuple(config.weights)
@@ -96,18 +96,17 @@ class Lane:
         self.tally = Tally.from_json(state["tally"]) if state else Tally()
         self._skips: list[Skip] = []
         if state:
-            self._packer.restore(self._reread(packed) for packed in state["rows"])
+            self._restore_waiting(state["waiting"])
 
-    def next_row(self) -> Row:
-        """Returns the next row that the packer closes.
+    def next_row(self) -> tuple[Segment, ...]:
+        """Returns the segments of the next row.
 
         Raises:
             QuotaExceededError: too many records were skipped on the way.
         """
-        while True:
-            row = self._packer.add(self._draw())
-            if row is not None:
-                return row
+        while not self._packer.ready:
+            self._packer.add(self._draw())
+        return self._packer.take()
 
     def take_skips(self) -> list[Skip]:
         """Returns what was skipped since the last call."""
@@ -121,9 +120,10 @@ class Lane:
                 name: stream.state() | {"good": good, "met": met}
                 for name, stream, good, met in zip(self._names, self._streams, self._counts, self._met, strict=True)
             },
-            "rows": [
-                [row.tokens, *(number for part in row.segments for number in (part.source, part.shard, part.place))]
-                for row in self._packer.rows
+            "waiting": [
+                number
+                for segment in self._packer.waiting
+                for number in (segment.source, segment.shard, segment.place, segment.tokens)
             ],
             "tally": self.tally.to_json(),
         }
@@ -172,17 +172,15 @@ class Lane:
                 f"met; skipped by cause: {dict(self.tally.skipped)}. Check the source's config against its shards."
             )
 
-    def _reread(self, packed: list[int]) -> Row:
-        """Builds an open row again from the places of its segments."""
-        row = Row()
-        tokens, *numbers = packed
-        for source, shard, place in zip(numbers[::3], numbers[1::3], numbers[2::3], strict=True):
+    def _restore_waiting(self, numbers: list[int]) -> None:
+        """Reads the records again that waited for a row when the state was taken."""
+        for source, shard, place, tokens in zip(*(numbers[column::4] for column in range(4)), strict=True):
             segment = self._segment(source, self._sources[source].locate(shard, place))
-            if isinstance(segment, Segment):
-                row.add(segment)
-        if row.tokens != tokens or len(row.segments) * 3 != len(numbers):
-            raise ValueError(
-                f"An open row of lane {self._index} held {tokens} tokens when the position was saved and now holds "
-                f"{row.tokens}: the shards, the chat template or the tokenizer changed, so the stream cannot go on."
-            )
-        return row
+            if isinstance(segment, Skip) or segment.tokens != tokens:
+                found = segment.detail if isinstance(segment, Skip) else f"{segment.tokens} tokens"
+                raise ValueError(
+                    f"The record at {self._sources[source].shards[shard]}, place {place}, had {tokens} tokens when the "
+                    f"position was saved and now gives {found}: the shard, the chat template or the tokenizer "
+                    "changed, so the stream cannot go on."
+                )
+            self._packer.add(segment)

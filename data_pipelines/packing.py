@@ -1,7 +1,7 @@
 """Packs segments into rows of fixed length by their token counts and images, before any image is decoded."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from data_pipelines.quota import Skip
@@ -28,57 +28,80 @@ class Segment:
         return len(self.rendered.images)
 
 
-@dataclass(slots=True)
-class Row:
-    """Segments that share a row, in order."""
-
-    segments: list[Segment] = field(default_factory=list)
-    tokens: int = 0
-    images: int = 0
-
-    def add(self, segment: Segment) -> None:
-        self.segments.append(segment)
-        self.tokens += segment.tokens
-        self.images += segment.images
-
-
 class Packer:
-    """First fit over a bounded number of open rows.
+    """Fills rows from a bounded number of waiting segments.
 
-    A segment goes into the oldest open row that has room for its tokens and images. If none has, a new row is opened;
-    if `open_rows` are open already, the row with the fewest free token places (the oldest of equals) is closed and
-    given out first. A row that is full to the last token is given out at once.
+    Segments wait until they would fill `open_rows` rows, by their tokens or by their images. Then a row is made: it
+    takes the one that waits longest, and of the others those that fill the row best; see `fullest`. So a segment waits
+    at most for as many rows as there were segments before it.
     """
 
     def __init__(self, row_length: int, images_per_row: int, open_rows: int) -> None:
         self._row_length = row_length
         self._images_per_row = images_per_row
-        self._open_rows = open_rows
-        self._rows: list[Row] = []
+        self._enough_tokens = open_rows * row_length
+        self._enough_images = open_rows * images_per_row
+        self._tokens = 0
+        self._images = 0
+        self._waiting: list[Segment] = []
 
     @property
-    def rows(self) -> tuple[Row, ...]:
-        """The open rows, oldest first."""
-        return tuple(self._rows)
+    def waiting(self) -> tuple[Segment, ...]:
+        """The segments that no row has taken yet, oldest first."""
+        return tuple(self._waiting)
 
-    def restore(self, rows: Iterator[Row]) -> None:
-        """Sets the open rows, oldest first."""
-        self._rows = list(rows)
+    @property
+    def ready(self) -> bool:
+        """Whether enough segments wait to make a row."""
+        return self._tokens >= self._enough_tokens or (self._images > 0 and self._images >= self._enough_images)
 
-    def add(self, segment: Segment) -> Row | None:
-        """Places a segment that `fit` let pass; returns the row that this closes, if any."""
-        tokens = self._row_length - segment.tokens
-        images = self._images_per_row - segment.images
-        for index, row in enumerate(self._rows):
-            if row.tokens <= tokens and row.images <= images:
-                row.add(segment)
-                return self._rows.pop(index) if row.tokens == self._row_length else None
-        closed = None
-        if len(self._rows) == self._open_rows:
-            closed = self._rows.pop(max(range(self._open_rows), key=lambda index: (self._rows[index].tokens, -index)))
-        self._rows.append(Row())
-        self._rows[-1].add(segment)
-        return closed
+    def add(self, segment: Segment) -> None:
+        """Lets a segment wait that `fit` let pass."""
+        self._waiting.append(segment)
+        self._tokens += segment.tokens
+        self._images += segment.images
+
+    def take(self) -> tuple[Segment, ...]:
+        """Returns the segments of the next row, the longest waiting first."""
+        sizes = [(segment.tokens, segment.images) for segment in self._waiting]
+        chosen = set(fullest(sizes, self._row_length, self._images_per_row))
+        row = tuple(segment for index, segment in enumerate(self._waiting) if index in chosen)
+        self._waiting = [segment for index, segment in enumerate(self._waiting) if index not in chosen]
+        self._tokens -= sum(segment.tokens for segment in row)
+        self._images -= sum(segment.images for segment in row)
+        return row
+
+
+def fullest(sizes: Sequence[tuple[int, int]], row_length: int, images_per_row: int) -> list[int]:
+    """Returns which segments fill a row best, the first always among them.
+
+    Subset sums by dynamic programming over bit sets (Bellman 1957, in one integer per image count): bit n of
+    `reached[k]` says that some of the segments looked at have n tokens and at most k images. Segments are looked at in
+    order and no further than an exact fill needs, so that old ones go first and the cost stays low.
+
+    Args:
+        sizes: (tokens, images) of each segment; the first must fit an empty row.
+        row_length: tokens of a row.
+        images_per_row: image slots of a row.
+    """
+    tokens, images = sizes[0]
+    mask = (1 << row_length + 1) - 1
+    reached = [1 << tokens if count >= images else 0 for count in range(images_per_row + 1)]
+    before: list[tuple[int, ...]] = []
+    for tokens, images in sizes[1:]:
+        before.append(tuple(reached))
+        for count in range(images_per_row, images - 1, -1):
+            reached[count] |= reached[count - images] << tokens & mask
+        if reached[-1] >> row_length:
+            break
+    left, count = reached[-1].bit_length() - 1, images_per_row
+    chosen = [0]
+    for index in range(len(before), 0, -1):
+        if not before[index - 1][count] >> left & 1:
+            left -= sizes[index][0]
+            count -= sizes[index][1]
+            chosen.append(index)
+    return sorted(chosen)
 
 
 def fit(

@@ -32,7 +32,7 @@ def global_batch(local: Batch, sharding: NamedSharding, rows: int, lanes: tuple[
     first_row = {lane: order * rows_per_lane for order, lane in enumerate(lanes)}
 
     def place(name: str, array: np.ndarray) -> jax.Array:
-        def shard(index: tuple[slice, ...]) -> Any:
+        def shard(index: Any) -> np.ndarray:
             start, stop, _ = index[0].indices(rows)
             # The lanes of a device's rows follow one another, so the rows are contiguous here too.
             begin = first_row[start // rows_per_lane] + start % rows_per_lane

@@ -132,11 +132,12 @@ def _text(data: bytes, field: str, key: str) -> str | Skip:
             return Skip("bad_json", key, str(error))
         if not isinstance(value, dict):
             return Skip("not_an_object", key, f"the JSON member is a {type(value).__name__}")
-        text = value.get(field)
-        if text is None:
+        named = value.get(field)
+        if named is None:
             return Skip("missing_caption", key, f"the JSON member has no {field!r}")
-        if not isinstance(text, str):
-            return Skip("not_text", key, f"{field!r} is a {type(text).__name__}")
+        if not isinstance(named, str):
+            return Skip("not_text", key, f"{field!r} is a {type(named).__name__}")
+        text = named
     text = text.strip()
     if not text:
         return Skip("empty_caption", key, "nothing but white space")
