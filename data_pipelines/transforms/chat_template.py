@@ -1,4 +1,4 @@
-"""Chat templates as data, and the rendering of records by them: token ids and loss mask are built together.
+"""Records rendered by a chat template: token ids and loss mask are built together, span by span.
 
 Contents are stripped of surrounding white space. The parts of a turn are joined by a newline, so that an image before a
 question gives `<image>\\nWhat is this?` as LLaVA writes it.
@@ -6,67 +6,15 @@ question gives `<image>\\nWhat is this?` as LLaVA writes it.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
-from data_pipelines.config_class import Config
 from data_pipelines.record import ImagePart, Part, Record, TextPart, Turn
 from data_pipelines.rendered import RenderedRecord
 from data_pipelines.tokenizer import IMAGE_TOKEN, Tokenizer
+from data_pipelines.transforms.templates import TEMPLATES, AnswerFormat, ChatTemplate, Piece, Special
 
-
-class Special(Config):
-    """A special token in a template, by its name or by the role that the tokenizer gives it."""
-
-    token: str | None = None
-    role: Literal["bos", "eos"] | None = None
-    """bos: written only for tokenizers whose sequences begin with one; eos: must be there."""
-
-
-Piece = str | Special
-
-
-class TurnFormat(Config):
-    """What stands around the content of a system or user turn."""
-
-    before: tuple[Piece, ...] = ()
-    after: tuple[Piece, ...] = ()
-    images_only: bool = False
-    """Whether the turn's text is left out."""
-
-
-class AnswerFormat(Config):
-    """What stands around an assistant's content; a prompt for generation ends after `before`."""
-
-    before: tuple[Piece, ...] = ()
-    lead: str = ""
-    """Text that opens a content and is learned with it; left out when the content is empty."""
-    tail: str = ""
-    """Text that closes a content and is learned with it; left out when the content is empty."""
-    end: tuple[Piece, ...] = ()
-    """The end of the turn, learned with the content."""
-    after: tuple[Piece, ...] = ()
-
-
-class ChatTemplate(Config):
-    """How a conversation becomes one sequence of special tokens and texts."""
-
-    name: str
-    start: tuple[Piece, ...] = ()
-    """What stands before everything else, once."""
-    system: TurnFormat | None = None
-    """None: system turns are left out."""
-    system_in_user: bool = False
-    """Whether the system turn stands inside the first user turn, before its content."""
-    default_system: str | None = None
-    """The system content of conversations that bring none; None or empty: no system turn."""
-    user: TurnFormat
-    assistant: AnswerFormat
-
-    def with_system(self, content: str | None) -> "ChatTemplate":
-        """The same template with another default system content."""
-        return self.model_copy(update={"default_system": content})
+__all__ = ["TEMPLATES", "ChatTemplate", "render", "render_prompt", "required_tokens", "stop_ids", "written"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ contents may be strings, in which `<image>` marks an image, or lists of `{"type"
 from collections.abc import Sequence
 
 from data_pipelines.tokenizer import IMAGE_TOKEN, Tokenizer
-from data_pipelines.transforms.chat_template import ChatTemplate, Piece, Special
+from data_pipelines.transforms.templates import ChatTemplate, Piece, Special
 
 # A list's parts are stripped and joined by newlines, as `render` does; a string only loses its surrounding white space.
 CONTENT_MACRO = (
@@ -68,8 +68,8 @@ class _Writer:
 
     def __call__(self, pieces: Sequence[Piece], *, text_follows: bool = False) -> str:
         """`text_follows`: whether a start token at the end is followed by text of the template."""
-        following = [isinstance(piece, str) for piece in pieces[1:]] + [text_follows]
-        return "".join(self._piece(piece, text) for piece, text in zip(pieces, following, strict=True))
+        following = [*(isinstance(piece, str) for piece in pieces[1:]), text_follows]
+        return "".join(self._piece(piece, text) for piece, text in zip(pieces, following, strict=False))
 
     def _piece(self, piece: Piece, text_follows: bool) -> str:
         if isinstance(piece, str):

@@ -2,7 +2,8 @@
 
 from data_pipelines.record import ByteRange, ImagePart, Record, TextPart, Turn
 from data_pipelines.tokenizer import TokenBoundaryError, Tokenizer
-from data_pipelines.transforms.chat_template import ChatTemplate, render, render_prompt, required_tokens, written
+from data_pipelines.transforms.chat_template import render, render_prompt, required_tokens, written
+from data_pipelines.transforms.templates import ChatTemplate
 
 QUESTIONS = ("What is this?", "How many dogs are there, 3 or 4?", "Où est-ce ?\nAnswer in one word.", "這是什麼？ 🐈")
 ANSWERS = ("blue", "A cat.", "42", "(0.25, 0.5)", '\'twas a "dog"', "…", "été 12\n\n- one\n- two", "貓 🐈‍⬛", "<b>")

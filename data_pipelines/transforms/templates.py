@@ -1,6 +1,62 @@
-"""The chat templates that models are trained with. Each one is a value; rendering knows none of them by name."""
+"""Chat templates as data, and those that models are trained with; rendering knows none of them by name."""
 
-from data_pipelines.transforms.chat_template import AnswerFormat, ChatTemplate, Special, TurnFormat
+from typing import Literal
+
+from data_pipelines.config_class import Config
+
+
+class Special(Config):
+    """A special token in a template, by its name or by the role that the tokenizer gives it."""
+
+    token: str | None = None
+    role: Literal["bos", "eos"] | None = None
+    """bos: written only for tokenizers whose sequences begin with one; eos: must be there."""
+
+
+Piece = str | Special
+
+
+class TurnFormat(Config):
+    """What stands around the content of a system or user turn."""
+
+    before: tuple[Piece, ...] = ()
+    after: tuple[Piece, ...] = ()
+    images_only: bool = False
+    """Whether the turn's text is left out."""
+
+
+class AnswerFormat(Config):
+    """What stands around an assistant's content; a prompt for generation ends after `before`."""
+
+    before: tuple[Piece, ...] = ()
+    lead: str = ""
+    """Text that opens a content and is learned with it; left out when the content is empty."""
+    tail: str = ""
+    """Text that closes a content and is learned with it; left out when the content is empty."""
+    end: tuple[Piece, ...] = ()
+    """The end of the turn, learned with the content."""
+    after: tuple[Piece, ...] = ()
+
+
+class ChatTemplate(Config):
+    """How a conversation becomes one sequence of special tokens and texts."""
+
+    name: str
+    start: tuple[Piece, ...] = ()
+    """What stands before everything else, once."""
+    system: TurnFormat | None = None
+    """None: system turns are left out."""
+    system_in_user: bool = False
+    """Whether the system turn stands inside the first user turn, before its content."""
+    default_system: str | None = None
+    """The system content of conversations that bring none; None or empty: no system turn."""
+    user: TurnFormat
+    assistant: AnswerFormat
+
+    def with_system(self, content: str | None) -> "ChatTemplate":
+        """The same template with another default system content."""
+        return self.model_copy(update={"default_system": content})
+
 
 BOS = Special(role="bos")
 EOS = Special(role="eos")
