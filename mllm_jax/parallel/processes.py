@@ -1,0 +1,110 @@
+"""Start-up of the processes that train together."""
+
+import os
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+
+COORDINATOR = "MLLM_COORDINATOR"
+PROCESSES = "MLLM_PROCESSES"
+PROCESS_ID = "MLLM_PROCESS_ID"
+
+_COUNT_VARIABLES = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
+_HOST_LIST_VARIABLES = ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES")
+_PRESENCE_VARIABLES = ("MEGASCALE_COORDINATOR_ADDRESS", "JAX_COORDINATOR_ADDRESS")
+
+
+class ProcessGroup(NamedTuple):
+    """The place of this process among all that train together."""
+
+    coordinator: str
+    """`host:port` of process 0."""
+    processes: int
+    process_id: int
+
+
+class ProcessStartError(ValueError):
+    """The processes could not be joined."""
+
+
+def process_group(environment: Mapping[str, str]) -> ProcessGroup | None:
+    """The group that the MLLM_ variables describe, or None where there are none of them.
+
+    Raises:
+        ProcessStartError: a part of the variables is missing, or they contradict each other.
+    """
+    names = (COORDINATOR, PROCESSES, PROCESS_ID)
+    given = [name for name in names if environment.get(name)]
+    if not given:
+        return None
+    missing = [name for name in names if name not in given]
+    if missing:
+        raise ProcessStartError(
+            f"{', '.join(given)} is set but {', '.join(missing)} is not. A start with explicit processes needs all "
+            f"three: {COORDINATOR}=HOST:PORT of process 0, {PROCESSES}=how many, {PROCESS_ID}=0 .. {PROCESSES} - 1."
+        )
+    coordinator = environment[COORDINATOR]
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdigit():
+        raise ProcessStartError(f"{COORDINATOR}={coordinator!r} is not HOST:PORT, for example 10.0.0.1:1234.")
+    processes = _whole_number(environment, PROCESSES)
+    process_id = _whole_number(environment, PROCESS_ID)
+    if processes < 1 or not 0 <= process_id < processes:
+        raise ProcessStartError(
+            f"{PROCESS_ID}={process_id} is outside 0 .. {processes - 1} ({PROCESSES}={processes}). "
+            "Every process needs its own number, counted from 0."
+        )
+    return ProcessGroup(coordinator, processes, process_id)
+
+
+def _whole_number(environment: Mapping[str, str], name: str) -> int:
+    try:
+        return int(environment[name])
+    except ValueError:
+        raise ProcessStartError(f"{name}={environment[name]!r} is not a whole number.") from None
+
+
+def is_cluster(environment: Mapping[str, str]) -> bool:
+    """Whether a scheduler that JAX knows has started more than one process of this job."""
+    several_tasks = any(environment.get(name, "1") not in ("", "0", "1") for name in _COUNT_VARIABLES)
+    several_hosts = any("," in environment.get(name, "") for name in _HOST_LIST_VARIABLES)
+    return several_tasks or several_hosts or any(environment.get(name) for name in _PRESENCE_VARIABLES)
+
+
+def start_processes(environment: Mapping[str, str] | None = None, *, timeout_seconds: int = 300) -> None:
+    """Joins this process with the others of the job; call once, before anything touches a device.
+
+    Explicit variables come first (`MLLM_COORDINATOR`, `MLLM_PROCESSES`, `MLLM_PROCESS_ID`), then what
+    `jax.distributed` finds out itself (TPU pods, GKE, Slurm, Open MPI); else the process stays alone.
+
+    Raises:
+        ProcessStartError: the variables are wrong, or the others did not appear within the time limit.
+    """
+    environment = os.environ if environment is None else environment
+    group = process_group(environment)
+    if group is None and not is_cluster(environment):
+        return
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    try:
+        if group is None:
+            jax.distributed.initialize(initialization_timeout=timeout_seconds)
+        else:
+            jax.distributed.initialize(
+                coordinator_address=group.coordinator,
+                num_processes=group.processes,
+                process_id=group.process_id,
+                cluster_detection_method="deactivate",
+                initialization_timeout=timeout_seconds,
+            )
+    except (RuntimeError, ValueError) as error:
+        place = "the cluster that was detected" if group is None else f"{group.coordinator} as process {group}"
+        raise ProcessStartError(
+            f"Could not join {place} within {timeout_seconds} s: {error}. Check that every process runs, that all "
+            "agree on the coordinator and on the number of processes, and that the port is reachable."
+        ) from error
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one that writes logs and marker files."""
+    return jax.process_index() == 0

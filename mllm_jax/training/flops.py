@@ -1,0 +1,107 @@
+"""Floating-point operations that the model asks for, and what devices can do: the two sides of MFU."""
+
+import math
+from collections.abc import Collection
+from typing import NamedTuple
+
+import jax
+from flax.traverse_util import flatten_dict
+
+from mllm_jax.models.multimodal import MultimodalConfig, image_tokens
+from mllm_jax.parallel.rules import ParameterTree
+
+PEAK_FLOPS: tuple[tuple[str, float], ...] = (
+    ("TPU v6", 918e12),
+    ("TPU v5 lite", 197e12),
+    ("TPU v5e", 197e12),
+    ("TPU v5", 459e12),
+    ("TPU v4", 275e12),
+    ("NVIDIA B200", 2250e12),
+    ("NVIDIA H200", 989e12),
+    ("NVIDIA H100 PCIe", 756e12),
+    ("NVIDIA H100", 989e12),
+    ("NVIDIA A100", 312e12),
+    ("NVIDIA L4", 121e12),
+)
+"""Beginning of JAX's `device_kind` -> dense bf16 FLOP/s a device, from the vendors' data sheets; first match counts."""
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """Peak bf16 FLOP/s of one device, or None where it is not known (a CPU)."""
+    return next((peak for kind, peak in PEAK_FLOPS if device_kind.startswith(kind)), None)
+
+
+class StepCost(NamedTuple):
+    """FLOPs of one training step as a linear function of what the batch holds; recomputation is not counted."""
+
+    per_token: float
+    per_image: float
+    per_attended: float
+    """For each pair of tokens in the decoder's causal attention."""
+
+    def flops(self, tokens: float, images: float, attended: float) -> float:
+        return self.per_token * tokens + self.per_image * images + self.per_attended * attended
+
+
+def step_cost(config: MultimodalConfig, parameters: ParameterTree, trainable: Collection[str]) -> StepCost:
+    """The cost of a step: 2 FLOPs a multiply-add of every matrix product in the forward pass, the same again for the
+    gradient of its inputs where something before it trains, and for the gradient of its weights where they train.
+
+    Args:
+        config: of the model.
+        parameters: its parameters, as arrays or shapes.
+        trainable: paths of those that train.
+    """
+    encoder, decoder = config.encoder, config.decoder
+    shares = {part: _trained_share(parameters, part, trainable) for part in ("encoder", "connector", "decoder")}
+    passes = _passes(shares)
+    tokens_per_image = encoder.grid[0] * encoder.grid[1] + encoder.prefix_tokens
+    executed = encoder.executed_layers / encoder.layers
+    encoder_products = tokens_per_image * _weights(parameters["encoder"], blocks_used=executed)
+    encoder_attention = 2 * tokens_per_image**2 * encoder.width * encoder.executed_layers
+    connector_products = image_tokens(config) * _weights(parameters["connector"])
+    decoder_products = _weights(parameters["decoder"])
+    if decoder.tied_embeddings:
+        decoder_products += decoder.vocab_size * decoder.width
+    # Attention has no weights: its backward pass is twice its forward pass, or nothing at all.
+    attention_passes = {part: 3 if count > 1 else 1 for part, count in passes.items()}
+    return StepCost(
+        per_token=2 * decoder_products * passes["decoder"],
+        per_image=2
+        * (
+            encoder_products * passes["encoder"]
+            + encoder_attention * attention_passes["encoder"]
+            + connector_products * passes["connector"]
+        ),
+        per_attended=2 * 2 * decoder.heads * decoder.head_width * decoder.layers * attention_passes["decoder"],
+    )
+
+
+def _trained_share(parameters: ParameterTree, part: str, trainable: Collection[str]) -> float:
+    sizes = {f"{part}/{path}": math.prod(leaf.shape) for path, leaf in flatten_dict(parameters[part], sep="/").items()}
+    return sum(size for path, size in sizes.items() if path in trainable) / max(sum(sizes.values()), 1)
+
+
+def _passes(shares: dict[str, float]) -> dict[str, float]:
+    """Forward passes that a part's step is worth; parts are listed from the pixels to the loss."""
+    passes: dict[str, float] = {}
+    anything_before = False
+    for part, share in shares.items():
+        anything_before = anything_before or share > 0
+        passes[part] = 1 + (1 if anything_before else 0) + share
+    return passes
+
+
+def _weights(tree: ParameterTree, blocks_used: float = 1.0) -> float:
+    """Multiply-adds that one token costs: the size of every kernel, of blocks as far as they are executed."""
+    total = 0.0
+    for path, leaf in flatten_dict(tree, sep="/").items():
+        if path.endswith("kernel"):
+            total += math.prod(leaf.shape) * (blocks_used if path.startswith("blocks") else 1.0)
+    return total
+
+
+def mesh_peak(devices: Collection[jax.Device]) -> float | None:
+    """Peak FLOP/s of all devices together, or None where it is not known."""
+    peaks = [peak_flops(device.device_kind) for device in devices]
+    return None if None in peaks else float(sum(peak for peak in peaks if peak is not None))

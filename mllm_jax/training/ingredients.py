@@ -1,0 +1,53 @@
+"""What a run is made of, built by whoever knows file formats; training itself knows none."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from jax.sharding import NamedSharding
+
+from data_pipelines.loader import LoadedBatch
+from mllm_jax.models.layers.precision import PrecisionConfig
+from mllm_jax.models.multimodal import MultimodalConfig
+from mllm_jax.parallel.rules import ParameterTree
+from mllm_jax.training.stages import StageConfig
+
+Json = dict[str, Any]
+
+
+class Feed(Protocol):
+    """An endless stream of batches that knows where it stands; a `Loader` is one."""
+
+    def __iter__(self) -> Iterator[LoadedBatch]: ...
+
+    def __next__(self) -> LoadedBatch: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class FeedRequest:
+    """Which batches a stage wants."""
+
+    stage: StageConfig
+    split: Literal["train", "validation"]
+    sharding: NamedSharding
+    """For every array of a batch; its rows are split."""
+    position: Json | None
+    """Where to go on, from a checkpoint; None is the beginning."""
+
+
+@dataclass(frozen=True)
+class Ingredients:
+    """Everything that the stages share."""
+
+    model: MultimodalConfig
+    precision: PrecisionConfig
+    initial_parameters: Callable[[ParameterTree], ParameterTree]
+    """From a tree of `ShapeDtypeStruct` with shardings to parameters with these dtypes and shardings, as they are
+    before the first stage; gives the same values whenever it is called."""
+    open_feed: Callable[[FeedRequest], Feed]
+    run: Json = field(default_factory=dict)
+    """The resolved run file; goes into every checkpoint."""
+    tokenizer_files: Mapping[str, bytes] = field(default_factory=dict)
+    """Likewise."""

@@ -1,0 +1,127 @@
+"""What a run will do: every stage with its optimizer and the shapes and shardings of its state; allocates nothing."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import optax
+from jax.sharding import Mesh
+from rich.console import Console
+
+from mllm_jax.checkpoint.checkpointer import CheckpointConfig
+from mllm_jax.checkpoint.layout import stage_folder
+from mllm_jax.models.parameters import abstract_parameters, logical_axes, make_model
+from mllm_jax.parallel.rules import (
+    ParameterTree,
+    parameter_shardings,
+    row_ways,
+)
+from mllm_jax.training.ingredients import Ingredients
+from mllm_jax.training.metrics import LoggingConfig
+from mllm_jax.training.objectives import next_token_objective
+from mllm_jax.training.optimizers import make_optimizer
+from mllm_jax.training.patterns import PatternError
+from mllm_jax.training.schedules import make_schedule
+from mllm_jax.training.stages import StageConfig
+from mllm_jax.training.state import TrainState, abstract_state, merge
+from mllm_jax.training.step import Objective
+from mllm_jax.training.summary import GroupSummary, summarise
+
+
+class StageError(ValueError):
+    """Stages that cannot run; found before the first step of the first one."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What all stages of a run share."""
+
+    folder: Path
+    ingredients: Ingredients
+    mesh: Mesh
+    checkpoint: CheckpointConfig
+    logging: LoggingConfig
+    console: Console | None
+    """None shows nothing; processes other than the first never show anything."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage, ready to run."""
+
+    config: StageConfig
+    index: int
+    folder: Path
+    objective: Objective
+    optimizer: optax.GradientTransformation
+    schedule: optax.Schedule
+    abstract: TrainState
+    """Shapes, dtypes and shardings of its state."""
+
+    def summary(self) -> list[GroupSummary]:
+        """What trains and what does not."""
+        return summarise(self.abstract, self.optimizer)
+
+    def abstract_parameters(self) -> ParameterTree:
+        """All parameters with the dtypes that they have in this stage."""
+        return merge(self.abstract.trainable, self.abstract.frozen)
+
+
+def plan_stages(configs: Sequence[StageConfig], run: Run) -> list[Stage]:
+    """Every stage with its abstract state; allocates nothing.
+
+    Raises:
+        StageError: names that repeat, patterns that match nothing, rows that do not divide; all in one message.
+        ShardingError: parameters that do not divide over the mesh.
+    """
+    model = run.ingredients.model
+    parameters = abstract_parameters(model, run.ingredients.precision.parameter_dtype)
+    axes = logical_axes(model)
+    shardings = parameter_shardings(axes, parameters, run.mesh)
+    stages: list[Stage] = []
+    problems: list[str] = []
+    for index, config in enumerate(configs):
+        place = f"stages.{index} ({config.name})"
+        if config.name in {earlier.name for earlier in configs[:index]}:
+            problems.append(f"{place}: name: another stage has this name")
+        problems += [f"{place}: {problem}" for problem in _row_problems(config, run.mesh)]
+        try:
+            stages.append(_plan_stage(index, config, run, parameters, shardings, axes))
+        except PatternError as error:
+            problems.append(f"{place}: trainable: {error}")
+    if problems:
+        raise StageError("\n".join(problems))
+    return stages
+
+
+def _row_problems(config: StageConfig, mesh: Mesh) -> list[str]:
+    ways = row_ways(mesh) * config.accumulate
+    problems = []
+    if config.rows % ways:
+        nearest = max(round(config.rows / ways), 1) * ways
+        problems.append(
+            f"rows: {config.rows} rows cannot be split over data {mesh.shape['data']} x fsdp {mesh.shape['fsdp']} x "
+            f"accumulate {config.accumulate} = {ways}; use a multiple of it, such as {nearest}"
+        )
+    chunk = config.objective.chunk_tokens
+    if chunk is not None and config.row_length % chunk:
+        problems.append(f"objective.chunk_tokens: {chunk} does not divide row_length {config.row_length}")
+    return problems
+
+
+def _plan_stage(
+    index: int, config: StageConfig, run: Run, parameters: ParameterTree, shardings: ParameterTree, axes: ParameterTree
+) -> Stage:
+    precision = run.ingredients.precision
+    model = make_model(run.ingredients.model, precision.compute_dtype, precision.parameter_dtype)
+    schedule = make_schedule(config.schedule, config.steps)
+    optimizer = make_optimizer(config.optimizer, schedule, axes)
+    return Stage(
+        config=config,
+        index=index,
+        folder=stage_folder(run.folder, index, config.name),
+        objective=next_token_objective(model, config.objective),
+        optimizer=optimizer,
+        schedule=schedule,
+        abstract=abstract_state(parameters, shardings, config.trainable, precision.frozen_dtype, optimizer, run.mesh),
+    )

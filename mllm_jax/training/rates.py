@@ -1,0 +1,101 @@
+"""Speed of the steps since the last report."""
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import jax
+
+from data_pipelines.loader import BatchReport
+from mllm_jax.training.flops import StepCost
+from mllm_jax.training.step import Metrics
+
+Item = TypeVar("Item")
+
+_COUNTS = ("tokens", "supervised_tokens", "images", "token_places", "attended")
+
+
+class RateMeter:
+    """Counts tokens, images and time between reports.
+
+    Tokens and images are those of the global batch; records and skipped records are those that this process read.
+
+    It waits for each step's metrics only when the next step is already running, so the device never waits for the
+    host and the host never runs more than one step ahead.
+    """
+
+    def __init__(self, cost: StepCost, peak: float | None, clock: Callable[[], float] = time.monotonic):
+        """
+        Args:
+            cost: FLOPs of a step.
+            peak: FLOP/s of all devices together, None where not known.
+            clock: seconds; another one for tests.
+        """
+        self._cost, self._peak, self._clock = cost, peak, clock
+        self._pending: Metrics | None = None
+        self._restart()
+
+    def _restart(self) -> None:
+        self._since = self._clock()
+        self._steps = 0
+        self._waited = 0.0
+        self._excluded = 0.0
+        self._records = self._skipped = 0
+        self._totals = dict.fromkeys(_COUNTS, 0.0)
+
+    def waiting_for(self, take: Callable[[], Item]) -> Item:
+        """`take()`, its time counted as waiting for data."""
+        began = self._clock()
+        item = take()
+        self._waited += self._clock() - began
+        return item
+
+    def apart(self, work: Callable[[], Item]) -> Item:
+        """`work()`, its time (a validation, a checkpoint) not counted as time of steps."""
+        self._collect()
+        began = self._clock()
+        result = work()
+        self._excluded += self._clock() - began
+        return result
+
+    def count(self, metrics: Metrics, report: BatchReport) -> None:
+        """Counts a step that was started and what its batch says of itself; returns when the step before has ended."""
+        self._collect()
+        self._records += report.records
+        self._skipped += sum(report.skipped.values())
+        self._pending = metrics
+
+    def _collect(self) -> None:
+        if self._pending is None:
+            return
+        counts = jax.device_get({name: self._pending[name] for name in _COUNTS})
+        self._pending = None
+        self._steps += 1
+        for name, value in counts.items():
+            self._totals[name] += float(value)
+
+    def report(self, metrics: Metrics) -> dict[str, float]:
+        """The metrics of the step that was counted last, and the rates since the last report; waits for that step."""
+        self._collect()
+        values: dict[str, float] = {
+            name: float(value) for name, value in jax.device_get(metrics).items() if name not in _COUNTS
+        }
+        totals, seconds = self._totals, max(self._clock() - self._since - self._excluded, 1e-9)
+        places = max(totals["token_places"], 1.0)
+        flops = self._cost.flops(totals["tokens"], totals["images"], totals["attended"]) / seconds
+        values |= {
+            "supervised_share": totals["supervised_tokens"] / places,
+            "padding_share": 1.0 - totals["tokens"] / places,
+            "images_per_second": totals["images"] / seconds,
+            "tokens_per_second": totals["tokens"] / seconds,
+            "model_flops_per_second": flops,
+            "seconds_per_step": seconds / max(self._steps, 1),
+            "records": self._records,
+            "skipped_records": self._skipped,
+            "data_wait_seconds": self._waited,
+            "data_wait_share": min(self._waited / seconds, 1.0),
+        }
+        if self._peak is not None:
+            values["mfu"] = flops / self._peak
+        self._restart()
+        return values

@@ -1,0 +1,162 @@
+"""One stage from its beginning, or from its last checkpoint, to its end."""
+
+import contextlib
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+from flax.traverse_util import flatten_dict
+from jax.experimental import multihost_utils
+
+from data_pipelines.positions import gather_positions
+from mllm_jax.checkpoint.checkpointer import Checkpointer
+from mllm_jax.checkpoint.description import make_description
+from mllm_jax.checkpoint.layout import mark_done
+from mllm_jax.checkpoint.reading import read_frozen, read_trained, stored_steps
+from mllm_jax.parallel.processes import is_first_process
+from mllm_jax.parallel.rules import ParameterTree, batch_sharding
+from mllm_jax.training.evaluation import held_out_loss
+from mllm_jax.training.flops import mesh_peak, step_cost
+from mllm_jax.training.ingredients import FeedRequest, Json
+from mllm_jax.training.loop import LoopParts, Rhythm, run_loop
+from mllm_jax.training.metrics import MetricLog, NoMetricLog, rewind_metrics
+from mllm_jax.training.plan import Run, Stage
+from mllm_jax.training.progress import make_progress
+from mllm_jax.training.rates import RateMeter
+from mllm_jax.training.signals import StopRequest
+from mllm_jax.training.state import TrainState, create_state, merge, shardings_of
+from mllm_jax.training.step import compile_train_step, make_evaluation_step, make_train_step
+from mllm_jax.training.summary import summary_table
+
+
+def train_stage(stage: Stage, earlier: Sequence[Stage], run: Run, stop: StopRequest) -> bool:
+    """Runs one stage under the run's mesh; returns whether it was finished.
+
+    Args:
+        stage: the one to run.
+        earlier: those before it, all done.
+        run: what they share.
+        stop: asked after every step.
+    """
+    with contextlib.ExitStack() as exits:
+        checkpointer = exits.enter_context(contextlib.closing(Checkpointer(stage.folder, run.checkpoint.keep)))
+        state, start, position = _begin(stage, earlier, run, checkpointer)
+        _announce(stage, start, run)
+        progress = make_progress(run.console, stage.config.name, start, stage.config.steps)
+        exits.callback(progress.close)
+        log = exits.enter_context(contextlib.closing(_open_log(stage, earlier, run, start, progress)))
+        request = FeedRequest(stage.config, "train", batch_sharding(run.mesh), position)
+        feed = exits.enter_context(contextlib.closing(run.ingredients.open_feed(request)))
+        parts = LoopParts(
+            rhythm=_rhythm(stage, run),
+            train_step=_compiled_step(stage, run),
+            validate=_validation(stage, run),
+            feed=feed,
+            save=partial(_save, stage, run, checkpointer),
+            checkpointer=checkpointer,
+            log=log,
+            progress=progress,
+            meter=_meter(stage, run),
+            stop=stop,
+        )
+        finished = run_loop(parts, state, start)[1]
+    if finished:
+        _finish(stage)
+    return finished
+
+
+def _begin(
+    stage: Stage, earlier: Sequence[Stage], run: Run, checkpointer: Checkpointer
+) -> tuple[TrainState, int, Json | None]:
+    """The state, the number of steps done and the data position: from the last checkpoint, or from the beginning."""
+    step = checkpointer.latest_step()
+    if step is None:
+        state = create_state(_first_parameters(stage, earlier, run), stage.abstract, stage.optimizer)
+        checkpointer.save_frozen(state.frozen)
+        return state, 0, None
+    restored = checkpointer.restore(step, stage.abstract.trainable, stage.abstract.optimizer_state)
+    frozen = read_frozen(stage.folder, stage.abstract.frozen)
+    count = jax.device_put(jax.numpy.asarray(step, "int32"), stage.abstract.step.sharding)
+    state = TrainState(count, restored.trainable, frozen, restored.optimizer_state)
+    return state, step, restored.position
+
+
+def _first_parameters(stage: Stage, earlier: Sequence[Stage], run: Run) -> ParameterTree:
+    """The initial parameters, with what earlier stages trained in their place.
+
+    Earlier stages are read from disk even when this process has just run them, and only what they trained: so an
+    uninterrupted run is exactly a resumed one, and parameters that were frozen in a smaller format lose nothing.
+    """
+    abstract = stage.abstract_parameters()
+    parameters = run.ingredients.initial_parameters(abstract)
+    for before in earlier:
+        trained = read_trained(stored_steps(before.folder)[-1], abstract)
+        parameters = merge(parameters, trained)
+    return parameters
+
+
+def _announce(stage: Stage, start: int, run: Run) -> None:
+    if run.console is None:
+        return
+    config = stage.config
+    begins = f"goes on after step {start} of {config.steps}" if start else f"{config.steps} steps"
+    title = f"stage {config.name}: {begins}, {config.rows} rows of {config.row_length} tokens"
+    run.console.print(summary_table(stage.summary(), title))
+
+
+def _open_log(stage: Stage, earlier: Sequence[Stage], run: Run, start: int, progress: Any) -> MetricLog:
+    if not is_first_process():
+        return NoMetricLog()
+    names = [before.config.name for before in earlier]
+    rewind_metrics(run.folder / "metrics.jsonl", names, stage.config.name, start)
+    return MetricLog(run.folder, stage.config.name, progress, start, run.logging.tensorboard)
+
+
+def _rhythm(stage: Stage, run: Run) -> Rhythm:
+    validation = stage.config.validation
+    return Rhythm(
+        steps=stage.config.steps,
+        log_every=run.logging.every,
+        validate_every=None if validation is None else validation.every,
+        save_every=run.checkpoint.every,
+    )
+
+
+def _compiled_step(stage: Stage, run: Run) -> Any:
+    step = make_train_step(stage.objective, stage.optimizer, stage.schedule, stage.config.accumulate)
+    return compile_train_step(step, shardings_of(stage.abstract), batch_sharding(run.mesh))
+
+
+def _validation(stage: Stage, run: Run) -> Any:
+    """A function from the state to the held-out loss."""
+    config = stage.config
+    if config.validation is None:
+        return None
+    request = FeedRequest(config, "validation", batch_sharding(run.mesh), None)
+    step = jax.jit(make_evaluation_step(stage.objective))
+    return lambda state: held_out_loss(step, state, run.ingredients.open_feed(request), config.validation.batches)
+
+
+def _meter(stage: Stage, run: Run) -> RateMeter:
+    trainable = flatten_dict(stage.abstract.trainable, sep="/")
+    cost = step_cost(run.ingredients.model, stage.abstract_parameters(), trainable)
+    return RateMeter(cost, mesh_peak(list(run.mesh.devices.flat)))
+
+
+def _save(stage: Stage, run: Run, checkpointer: Checkpointer, step: int, state: TrainState, position: Any) -> None:
+    ingredients = run.ingredients
+    checkpointer.save(
+        step,
+        state.trainable,
+        state.optimizer_state,
+        gather_positions(position),
+        make_description(ingredients.run, stage.config.name, stage.config.trainable, ingredients.tokenizer_files),
+    )
+
+
+def _finish(stage: Stage) -> None:
+    if is_first_process():
+        mark_done(stage.folder, {"stage": stage.config.name, "step": stage.config.steps})
+    # No process may look at the mark before it is there.
+    multihost_utils.sync_global_devices(f"done {stage.folder.name}")

@@ -1,0 +1,74 @@
+"""What a run file says about one stage."""
+
+from pydantic import Field, model_validator
+
+from data_pipelines.config_class import Config
+from mllm_jax.training.objectives import ObjectiveConfig
+from mllm_jax.training.optimizers import OptimizerConfig
+from mllm_jax.training.schedules import ScheduleConfig, make_schedule
+
+Mixture = dict[str, float]
+"""Name of a source -> its weight; weights need not sum to 1, and 0 leaves a source out."""
+
+
+def _check_mixture(mixture: Mixture) -> None:
+    if not any(mixture.values()):
+        raise ValueError("mixture names no data source with a weight above 0; write it as {pairs: 1.0}")
+    wrong = {name: weight for name, weight in mixture.items() if not 0 <= weight < float("inf")}
+    if wrong:
+        raise ValueError(f"mixture weights are finite and not negative; found {wrong}")
+
+
+class ValidationConfig(Config):
+    """The held-out loss, measured on the same first batches every time."""
+
+    mixture: Mixture
+    batches: int = Field(default=8, gt=0)
+    """Batches of the stage's rows and row length that are averaged."""
+    every: int = Field(default=100, gt=0)
+    """Steps from one measurement to the next; there is always one after the last step."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "ValidationConfig":
+        _check_mixture(self.mixture)
+        return self
+
+
+class StageConfig(Config):
+    """One entry of `stages`: what data, what trains, how and for how long."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
+    """Names the stage's folder and its curves."""
+    template: str | None = None
+    """Chat template of this stage; null takes the model's."""
+    mixture: Mixture
+    validation: ValidationConfig | None = None
+    rows: int = Field(gt=0)
+    """Rows of a global batch, over all devices and accumulated parts."""
+    row_length: int = Field(gt=1)
+    """Tokens of a row, image tokens included."""
+    images_per_row: int = Field(ge=0)
+    """Image slots of a row."""
+    steps: int = Field(gt=0)
+    trainable: tuple[str, ...] = Field(min_length=1)
+    """Path patterns of the parameters that train, such as `connector/**`; `**` alone is all of them."""
+    objective: ObjectiveConfig = ObjectiveConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    accumulate: int = Field(default=1, gt=0)
+    """Into how many parts the rows are cut, one after another, to save memory; the result is the same."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "StageConfig":
+        _check_mixture(self.mixture)
+        if self.rows % self.accumulate:
+            raise ValueError(f"rows {self.rows} cannot be cut into accumulate {self.accumulate} equal parts")
+        make_schedule(self.schedule, self.steps)
+        return self
+
+    def mixtures(self) -> dict[tuple[str, ...], Mixture]:
+        """Every mixture that the stage draws from, with its key path inside the stage."""
+        mixtures: dict[tuple[str, ...], Mixture] = {("mixture",): self.mixture}
+        if self.validation is not None:
+            mixtures["validation", "mixture"] = self.validation.mixture
+        return mixtures

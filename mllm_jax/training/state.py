@@ -1,0 +1,142 @@
+"""The state of a stage: parameters in two trees, and an optimizer that knows only one of them."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import Mesh
+from jaxtyping import Array, Int32
+
+from mllm_jax.parallel.rules import ParameterTree, replicated
+from mllm_jax.training.patterns import choose
+
+
+class TrainState(struct.PyTreeNode):
+    """All that a step changes, and the frozen parameters that it reads."""
+
+    step: Int32[Array, ""]
+    """Steps done in this stage."""
+    trainable: ParameterTree
+    frozen: ParameterTree
+    optimizer_state: Any
+    """Of the trainable parameters only."""
+
+
+def split(parameters: ParameterTree, patterns: tuple[str, ...]) -> tuple[ParameterTree, ParameterTree]:
+    """The parameters that `patterns` choose, and the rest; every parameter is in one of the two trees.
+
+    Raises:
+        PatternError: a pattern matches no parameter.
+    """
+    flat = flatten_dict(parameters, sep="/")
+    chosen = choose(patterns, flat)
+    trainable = {path: leaf for path, leaf in flat.items() if path in chosen}
+    frozen = {path: leaf for path, leaf in flat.items() if path not in chosen}
+    return unflatten_dict(trainable, sep="/"), unflatten_dict(frozen, sep="/")
+
+
+def merge(*trees: ParameterTree) -> ParameterTree:
+    """One tree of all leaves; where two trees have the same path, the later one counts."""
+    flat: dict[str, Any] = {}
+    for tree in trees:
+        flat |= flatten_dict(tree, sep="/")
+    return unflatten_dict(flat, sep="/")
+
+
+def abstract_state(
+    parameters: ParameterTree,
+    shardings: ParameterTree,
+    patterns: tuple[str, ...],
+    frozen_dtype: jnp.dtype,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+) -> TrainState:
+    """Shapes, dtypes and shardings of a stage's state; nothing is allocated.
+
+    Args:
+        parameters: all parameters, as arrays or `ShapeDtypeStruct`.
+        shardings: the same tree of shardings.
+        patterns: which of them train.
+        frozen_dtype: in which the others are kept.
+        optimizer: whose state takes the shardings of the parameters it is about.
+        mesh: on which scalars are replicated.
+    """
+    described = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), parameters, shardings
+    )
+    trainable, frozen = split(described, patterns)
+    frozen = jax.tree.map(lambda leaf: leaf.update(dtype=frozen_dtype), frozen)
+    everywhere = replicated(mesh)
+    optimizer_state = optax.tree_utils.tree_map_params(
+        optimizer,
+        lambda leaf, parameter: leaf.update(sharding=parameter.sharding),
+        jax.eval_shape(optimizer.init, trainable),
+        trainable,
+        transform_non_params=lambda leaf: leaf.update(sharding=everywhere),
+    )
+    step: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
+    return TrainState(step, trainable, frozen, optimizer_state)
+
+
+def shardings_of(abstract: Any) -> Any:
+    """The shardings of a tree of arrays or `ShapeDtypeStruct`."""
+    return jax.tree.map(lambda leaf: leaf.sharding, abstract)
+
+
+def create_state(
+    parameters: ParameterTree, abstract: TrainState, optimizer: optax.GradientTransformation
+) -> TrainState:
+    """The state at step 0.
+
+    Args:
+        parameters: all of them, with the dtypes and shardings that `abstract` gives; the state takes them over.
+        abstract: from `abstract_state`.
+        optimizer: the same as given there.
+    """
+    flat = flatten_dict(parameters, sep="/")
+    trainable, frozen = (
+        unflatten_dict({path: flat[path] for path in flatten_dict(tree, sep="/")}, sep="/")
+        for tree in (abstract.trainable, abstract.frozen)
+    )
+    optimizer_state = jax.jit(optimizer.init, out_shardings=shardings_of(abstract.optimizer_state))(trainable)
+    step = jax.device_put(jnp.zeros((), jnp.int32), abstract.step.sharding)
+    return TrainState(step, trainable, frozen, optimizer_state)
+
+
+@jax.jit
+def fingerprint(tree: ParameterTree) -> ParameterTree:
+    """A checksum u32[] of the bits of every leaf, taken where the leaf lives.
+
+    Every element's bits are multiplied by an odd number that depends on its place, so that a changed, a moved or
+    a swapped element shows.
+    """
+    return jax.tree.map(_leaf_fingerprint, tree)
+
+
+def _leaf_fingerprint(leaf: Array) -> Array:
+    unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[leaf.dtype.itemsize]
+    bits = jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32)
+    place = jnp.zeros(leaf.shape, jnp.uint32)
+    for axis, length in enumerate(leaf.shape):
+        place = place * jnp.uint32(length) + jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
+    return jnp.sum(bits * (place * jnp.uint32(2654435761) * jnp.uint32(2) + jnp.uint32(1)), dtype=jnp.uint32)
+
+
+class FrozenChangedError(RuntimeError):
+    """Frozen parameters that a step has changed."""
+
+
+def check_unchanged(before: ParameterTree, after: ParameterTree) -> None:
+    """Compares two trees of fingerprints.
+
+    Raises:
+        FrozenChangedError: some differ; all of them are named.
+    """
+    expected, found = (flatten_dict(jax.device_get(tree), sep="/") for tree in (before, after))
+    changed = [path for path in expected if expected[path] != found.get(path)]
+    if changed or expected.keys() != found.keys():
+        names = ", ".join(changed or sorted(expected.keys() ^ found.keys()))
+        raise FrozenChangedError(f"Frozen parameters were changed by a training step: {names}.")
