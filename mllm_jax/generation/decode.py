@@ -7,7 +7,6 @@ the next. Rows are right-padded prompts of different lengths, each with its own 
 from collections.abc import Iterator, Sequence
 from functools import partial
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,6 +34,8 @@ class DecodingConfig(Config):
     rows: int = Field(default=8, gt=0)
     """Prompts answered at once."""
     sampling: SamplingConfig = SamplingConfig()
+    seed: int = 0
+    """Seed of the draws; the same seed and the same prompts, batched alike, give the same tokens."""
 
 
 def generate(
@@ -54,7 +55,7 @@ def generate(
     """
     answers: list[list[int]] = [[] for _ in prompts]
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index].tokens))
-    key = jax.random.key(config.sampling.seed)
+    key = jax.random.key(config.seed)
     for start in range(0, len(order), config.rows):
         chosen = order[start : start + config.rows]
         group = [prompts[index] for index in chosen]

@@ -23,8 +23,6 @@ class SamplingConfig(Config):
     """Draw among the k most probable tokens; 0 = no limit."""
     top_p: float = Field(default=1.0, gt=0.0, le=1.0)
     """Draw among the fewest tokens whose probabilities add up to this; 1 = no limit."""
-    seed: int = 0
-    """Seed of the draws; the same seed and the same batch give the same tokens."""
 
 
 def scale_by_temperature(logits: Float[Array, "B V"], temperature: float) -> Float[Array, "B V"]:

@@ -10,9 +10,10 @@ from mllm_jax.generation.decode import DecodingConfig, generate
 from mllm_jax.generation.prompts import Prompt, bucket, pad_prompts
 from mllm_jax.generation.sampling import SamplingConfig
 from mllm_jax.models.decoder import DecoderConfig
-from mllm_jax.models.multimodal import Multimodal, MultimodalConfig, image_tokens
-from mllm_jax.models.parameters import Parameters, init_parameters, make_model
+from mllm_jax.models.multimodal import MultimodalConfig, image_tokens
+from mllm_jax.models.parameters import Parameters, make_model
 from mllm_jax.models.vit import ViTConfig
+from tests.support.parameters import drawn_parameters
 
 CONFIG = MultimodalConfig(
     encoder=ViTConfig(image_size=(16, 12), patch_size=4, width=24, layers=2, heads=3, feed_forward_width=40),
@@ -22,9 +23,13 @@ CONFIG = MultimodalConfig(
 )
 
 
+MODEL = make_model(CONFIG)
+ALL_AT_ONCE = DecodingConfig(max_new_tokens=6, rows=4)
+
+
 @pytest.fixture(scope="module")
 def parameters() -> Parameters:
-    return jax.tree.map(lambda leaf: 4.0 * leaf, init_parameters(CONFIG, jax.random.key(0)))
+    return drawn_parameters(CONFIG)
 
 
 def drawn_prompt(seed: int, length: int, images: int = 0) -> Prompt:
@@ -35,48 +40,49 @@ def drawn_prompt(seed: int, length: int, images: int = 0) -> Prompt:
     return Prompt(tokens, starts, pixels)
 
 
-PROMPTS = [drawn_prompt(0, 20, images=1), drawn_prompt(1, 5), drawn_prompt(2, 41, images=3), drawn_prompt(3, 14, images=1)]
+PROMPTS = [drawn_prompt(0, 35, images=2), drawn_prompt(1, 5), drawn_prompt(2, 40, images=1), drawn_prompt(3, 20)]
 
 
-def read_again_for_every_token(model: Multimodal, parameters: Parameters, prompt: Prompt, steps: int) -> list[int]:
-    apply = jax.jit(lambda *inputs: model.apply({"params": parameters}, *inputs))
-    answer: list[int] = []
-    for _ in range(steps):
-        longer = Prompt(np.append(prompt.tokens, answer).astype(np.int32), prompt.image_starts, prompt.images)
-        batch, lengths = pad_prompts([longer], image_tokens(CONFIG), CONFIG.encoder.image_size, rows=1)
-        inputs = (batch.tokens, batch.segment_ids, batch.positions, batch.images, batch.image_mask, batch.image_index)
-        answer.append(int(apply(*map(jnp.asarray, inputs))[0, lengths[0] - 1].argmax()))
-    return answer
+@pytest.fixture(scope="module")
+def answers(parameters: Parameters) -> list[list[int]]:
+    return generate(MODEL, parameters, PROMPTS, [], ALL_AT_ONCE)
 
 
-def test_batched_prompts_of_different_lengths_and_images(parameters: Parameters) -> None:
-    model = make_model(CONFIG)
-    answers = generate(model, parameters, PROMPTS, [], DecodingConfig(max_new_tokens=6, rows=3))
-    assert answers == [read_again_for_every_token(model, parameters, prompt, 6) for prompt in PROMPTS]
+def test_every_token_is_the_most_probable_after_all_before_it(parameters: Parameters, answers: list[list[int]]) -> None:
+    answered = [
+        Prompt(np.append(prompt.tokens, answer).astype(np.int32), prompt.image_starts, prompt.images)
+        for prompt, answer in zip(PROMPTS, answers, strict=True)
+    ]
+    batch, lengths = pad_prompts(answered, image_tokens(CONFIG), CONFIG.encoder.image_size, rows=4)
+    inputs = (batch.tokens, batch.segment_ids, batch.positions, batch.images, batch.image_mask, batch.image_index)
+    logits = jax.jit(MODEL.apply)({"params": parameters}, *map(jnp.asarray, inputs))
+    best = np.asarray(logits.argmax(axis=-1))
+    assert answers == [best[row, length - 7 : length - 1].tolist() for row, length in enumerate(lengths)]
 
 
-def test_an_answer_ends_before_its_stop_token(parameters: Parameters) -> None:
-    model, config = make_model(CONFIG), DecodingConfig(max_new_tokens=6, rows=2)
-    whole = generate(model, parameters, PROMPTS[:2], [], config)
-    stopped = generate(model, parameters, PROMPTS[:2], [whole[0][2]], config)
-    assert stopped[0] == whole[0][: whole[0].index(whole[0][2])]
-    assert stopped[1] == whole[1]
+def test_answers_do_not_depend_on_what_shares_their_batch(parameters: Parameters, answers: list[list[int]]) -> None:
+    assert generate(MODEL, parameters, PROMPTS, [], DecodingConfig(max_new_tokens=6, rows=2)) == answers
+
+
+def test_an_answer_ends_before_its_stop_token(parameters: Parameters, answers: list[list[int]]) -> None:
+    stop = answers[0][2]
+    stopped = generate(MODEL, parameters, PROMPTS, [stop], ALL_AT_ONCE)
+    assert stopped == [answer[: answer.index(stop)] if stop in answer else answer for answer in answers]
 
 
 def test_one_program_serves_prompts_of_many_lengths(parameters: Parameters) -> None:
-    model, config = make_model(CONFIG), DecodingConfig(max_new_tokens=4)
-    generate(model, parameters, [drawn_prompt(0, 33)], [], config)
+    config = DecodingConfig(max_new_tokens=4)
+    generate(MODEL, parameters, [drawn_prompt(0, 33)], [], config)
     programs = decode._prefill._cache_size(), decode._step._cache_size()
     for length in range(33, 41):
-        generate(model, parameters, [drawn_prompt(length, length)], [], config)
+        generate(MODEL, parameters, [drawn_prompt(length, length)], [], config)
     assert (decode._prefill._cache_size(), decode._step._cache_size()) == programs
 
 
 def test_sampling_repeats_under_one_seed(parameters: Parameters) -> None:
     def answers(seed: int) -> list[list[int]]:
-        sampling = SamplingConfig(temperature=1.0, top_k=50, seed=seed)
-        config = DecodingConfig(max_new_tokens=4, sampling=sampling)
-        return generate(make_model(CONFIG), parameters, PROMPTS[:2], [], config)
+        config = DecodingConfig(max_new_tokens=4, sampling=SamplingConfig(temperature=1.0, top_k=50), seed=seed)
+        return generate(MODEL, parameters, PROMPTS[:2], [], config)
 
     assert answers(0) == answers(0)
     assert answers(0) != answers(1)
@@ -86,14 +92,14 @@ def test_a_decoder_alone_answers_text_and_refuses_images(parameters: Parameters)
     decoder = make_model(CONFIG.decoder)
     config = DecodingConfig(max_new_tokens=3)
     alone = generate(decoder, parameters["decoder"], [PROMPTS[1]], [], config)
-    assert alone == generate(make_model(CONFIG), parameters, [PROMPTS[1]], [], config)
+    assert alone == generate(MODEL, parameters, [PROMPTS[1]], [], config)
     with pytest.raises(ValueError, match="without a vision encoder"):
         generate(decoder, parameters["decoder"], [PROMPTS[0]], [], config)
 
 
 def test_a_prompt_that_does_not_fit_is_refused(parameters: Parameters) -> None:
-    with pytest.raises(ValueError, match="120 tokens, and 9 more .* 128 positions"):
-        generate(make_model(CONFIG), parameters, [drawn_prompt(0, 120)], [], DecodingConfig(max_new_tokens=9))
+    with pytest.raises(ValueError, match=r"120 tokens, and 9 more .* 128 positions"):
+        generate(MODEL, parameters, [drawn_prompt(0, 120)], [], DecodingConfig(max_new_tokens=9))
 
 
 @pytest.mark.parametrize(("size", "rounded"), [(1, 1), (8, 8), (9, 10), (17, 20), (33, 40), (606, 640), (1024, 1024)])
