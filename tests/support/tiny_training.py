@@ -1,11 +1,13 @@
 """A tiny model and a deterministic stream for tests of training; run as a script it is one process of a run."""
 
 import sys
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from data_pipelines.batch import Batch
 from data_pipelines.loader import BatchReport, LoadedBatch
@@ -15,10 +17,10 @@ from mllm_jax.models.connectors.mlp import MLPConfig
 from mllm_jax.models.decoder import DecoderConfig
 from mllm_jax.models.layers.precision import PrecisionConfig
 from mllm_jax.models.multimodal import MultimodalConfig, image_tokens
-from mllm_jax.models.parameters import init_parameters
 from mllm_jax.models.vit import FeatureConfig, ViTConfig
 from mllm_jax.parallel.mesh import MeshConfig, make_mesh
 from mllm_jax.parallel.processes import start_processes
+from mllm_jax.parallel.rules import ParameterTree
 from mllm_jax.training.ingredients import FeedRequest, Ingredients
 from mllm_jax.training.metrics import LoggingConfig
 from mllm_jax.training.plan import Run
@@ -95,14 +97,16 @@ class TinyFeed:
         pass
 
 
-def initial_parameters(abstract):
-    """Random parameters, born in the places and formats that `abstract` says."""
+def initial_parameters(abstract: ParameterTree) -> ParameterTree:
+    """Parameters that depend on their paths alone, placed as `abstract` says; nothing is compiled for them."""
+    leaves = {path: _initial(path, leaf) for path, leaf in flatten_dict(abstract, sep="/").items()}
+    return unflatten_dict(leaves, sep="/")
 
-    def make():
-        parameters = init_parameters(MODEL, jax.random.key(0))
-        return jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), parameters, abstract)
 
-    return jax.jit(make, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract))()
+def _initial(path: str, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    random = np.random.default_rng(zlib.crc32(path.encode()))
+    values = np.ones(leaf.shape) if path.endswith("scale") else 0.2 * random.standard_normal(leaf.shape)
+    return jax.device_put(values.astype(leaf.dtype), leaf.sharding)
 
 
 def tiny_stages(steps: int = 6) -> tuple[StageConfig, ...]:

@@ -1,0 +1,130 @@
+"""Writes tiny Hugging Face folders with random weights, as `transformers` itself saves them."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from PIL import Image
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+SPECIAL_TOKENS = ("<unk>", "<s>", "</s>", "<pad>", "<image>", "<|im_start|>", "<|im_end|>")
+CORPUS = (
+    "What colour is the digit? red blue green yellow white",
+    "How many digits are there? one two three four. USER: ASSISTANT: Describe the image.",
+    "A chat between a curious user and an artificial intelligence assistant. system user assistant",
+)
+
+
+def tiny_tokenizer() -> transformers.PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer trained on three sentences."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=320, special_tokens=list(SPECIAL_TOKENS), initial_alphabet=alphabet)
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="<pad>"
+    )
+
+
+def vision_config(family: str) -> transformers.PretrainedConfig:
+    """The config of a tower of 12 x 12 patches of 4 pixels or fewer, in the family's own shape."""
+    shape = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 3, "image_size": 16, "patch_size": 4}
+    if family == "clip":
+        return transformers.CLIPVisionConfig(**shape, intermediate_size=40, hidden_act="quick_gelu")
+    if family == "siglip":
+        return transformers.SiglipVisionConfig(**shape, intermediate_size=40, vision_use_head=False)
+    if family == "dinov2":
+        return transformers.Dinov2Config(**shape, mlp_ratio=2)
+    raise ValueError(f"there is no tiny tower of family {family!r}")
+
+
+def text_config(tied: bool = False, vocabulary: int = 320) -> transformers.LlamaConfig:
+    """A decoder of two layers with grouped queries (9 heads over 3) and a width that is no power of two."""
+    return transformers.LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=36,
+        intermediate_size=52,
+        num_hidden_layers=2,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        head_dim=4,
+        max_position_embeddings=256,
+        tie_word_embeddings=tied,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=3,
+    )
+
+
+def randomise(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+    """Draw every parameter, norms and gates too, so that no tensor can stand in for another unnoticed."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            centre = 1.0 if parameter.ndim == 1 and name.endswith("weight") else 0.0
+            spread = 0.3 if parameter.ndim == 1 else 2.0 / parameter.shape[-1] ** 0.5
+            parameter.copy_(centre + spread * torch.randn(parameter.shape, generator=generator))
+    return model.eval()
+
+
+def write_tower(folder: Path, family: str) -> torch.nn.Module:
+    """Write a vision tower with its preprocessor config, and return the model."""
+    model = randomise(transformers.AutoModel.from_config(vision_config(family)))
+    model.save_pretrained(folder)
+    image_processor(family).save_pretrained(folder)
+    return model
+
+
+def write_decoder(folder: Path, tied: bool = False) -> transformers.LlamaForCausalLM:
+    """Write a LLaMA with its tokenizer, and return the model."""
+    model = randomise(transformers.LlamaForCausalLM(text_config(tied)))
+    model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return model
+
+
+def write_llava(folder: Path, family: str = "clip", tied: bool = False) -> transformers.LlavaForConditionalGeneration:
+    """Write a LLaVA with its processor, and return the model."""
+    tower = vision_config(family)
+    config = transformers.LlavaConfig(
+        vision_config=tower,
+        text_config=text_config(tied),
+        image_token_index=SPECIAL_TOKENS.index("<image>"),
+        image_seq_length=16,
+        vision_feature_select_strategy="full" if family == "siglip" else "default",
+        tie_word_embeddings=tied,
+    )
+    model = randomise(transformers.LlavaForConditionalGeneration(config))
+    model.save_pretrained(folder)
+    processor = transformers.LlavaProcessor(
+        image_processor=image_processor(family),
+        tokenizer=tiny_tokenizer(),
+        patch_size=tower.patch_size,
+        vision_feature_select_strategy=config.vision_feature_select_strategy,
+        num_additional_image_tokens=0 if family == "siglip" else 1,
+    )
+    processor.save_pretrained(folder)
+    return model
+
+
+def image_processor(family: str) -> object:
+    """The family's usual image processor at 16 x 16 pixels."""
+    square = {"height": 16, "width": 16}
+    if family == "siglip":
+        return transformers.SiglipImageProcessorPil(size=square)
+    mean, std = (
+        ([0.48, 0.46, 0.41], [0.27, 0.26, 0.28]) if family == "clip" else ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    )
+    return transformers.CLIPImageProcessorPil(
+        size={"shortest_edge": 16}, crop_size=square, image_mean=mean, image_std=std
+    )
+
+
+def write_image(path: Path, seed: int = 0, size: tuple[int, int] = (20, 26)) -> Path:
+    """Write a PNG of drawn pixels (height, width), and return its path."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path

@@ -1,0 +1,94 @@
+"""Small tokenizers of every kind, trained on the text of a standard-library module."""
+
+import functools
+import inspect
+import io
+import json
+import textwrap
+from pathlib import Path
+
+import sentencepiece
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from data_pipelines.tokenizer import Tokenizer, load_tokenizer
+from data_pipelines.tokenizers.training import TokenizerTrainingConfig, train_sentencepiece
+
+CHAT_TOKENS = (
+    "<|begin_of_text|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|eot_id|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<image>",
+)
+LLAMA3_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+CORPUS = (inspect.getsource(textwrap), "USER: ASSISTANT: été 猫 [INST] system user assistant blue, red; 0.25 42")
+
+
+@functools.cache
+def sentencepiece_model(kind: str) -> bytes:
+    """bpe, unigram: as `mllm tokenizer train` makes them; default: SentencePiece's own default settings."""
+    if kind != "default":
+        return train_sentencepiece(CORPUS, TokenizerTrainingConfig(vocabulary_size=500, kind=kind))
+    model = io.BytesIO()
+    lines = iter("\n".join(CORPUS).splitlines())
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=lines, model_writer=model, vocab_size=300, minloglevel=2)
+    return model.getvalue()
+
+
+@functools.cache
+def byte_level_json(kind: str) -> str:
+    """A byte-level BPE with GPT-2's (bytes) or Llama 3's (llama3) splitting; its start token is not in its vocabulary."""
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if kind == "llama3":
+        split = pre_tokenizers.Split(tokenizers.Regex(LLAMA3_PATTERN), "isolated")
+        bytes_only = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, bytes_only])
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=500, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    tokenizer.add_special_tokens(["<|endoftext|>"])
+    return tokenizer.to_str()
+
+
+def write_tokenizer(kind: str, folder: Path) -> Path:
+    """Writes a tokenizer of the kind into the folder and returns the path to load."""
+    if kind in ("bytes", "llama3"):
+        path = folder / "tokenizer.json"
+        path.write_text(byte_level_json(kind), encoding="utf-8")
+        return path
+    path = folder / "tokenizer.model"
+    path.write_bytes(sentencepiece_model(kind))
+    return path
+
+
+def legacy_llama_json() -> dict:
+    """The small BPE in the form that LLaMA's tokenizer.json once had: a normalizer puts a space before every text."""
+    path_free = json.loads(json.dumps(json.loads(_loaded_json("bpe"))))
+    path_free["pre_tokenizer"] = None
+    path_free["normalizer"] = {
+        "type": "Sequence",
+        "normalizers": [
+            {"type": "Prepend", "prepend": "▁"},
+            {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+        ],
+    }
+    return path_free
+
+
+def _loaded_json(kind: str) -> str:
+    from data_pipelines.tokenizers.sentencepiece_model import tokenizer_json_from_sentencepiece
+
+    return json.dumps(tokenizer_json_from_sentencepiece(sentencepiece_model(kind), kind)[0])
+
+
+def small_tokenizer(kind: str, folder: Path) -> Tokenizer:
+    """A loaded tokenizer with the special tokens of every chat template."""
+    return load_tokenizer(write_tokenizer(kind, folder), CHAT_TOKENS)
