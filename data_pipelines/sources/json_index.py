@@ -18,7 +18,6 @@ from data_pipelines.storage import Storage
 RECORD_LIMIT = 1 << 26
 """Bytes that one record may take; a longer one is a quote or bracket that never closes."""
 
-_CHUNK = 1 << 22
 _VERSION = 1
 _STRUCTURE = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[{}\[\]"]', re.DOTALL)
 _WHITE = b" \t\r\n"
@@ -51,22 +50,22 @@ def load_index(path: str, storage: Storage, cache: str | None) -> np.ndarray:
     return _mapped(target)
 
 
-def spans_of(path: str, size: int, storage: Storage) -> Iterator[tuple[int, int]]:
+def spans_of(path: str, size: int, storage: Storage, chunk: int = 1 << 22) -> Iterator[tuple[int, int]]:
     """Yields (offset, length) of each record; a last one of length -1 says that the rest of the file cannot be read."""
     head = storage.read(path, 0, 4096).removeprefix(b"\xef\xbb\xbf").lstrip(_WHITE)
-    return _array(path, size, storage) if head.startswith(b"[") else _lines(path, size, storage)
+    return _array(path, size, storage, chunk) if head.startswith(b"[") else _lines(path, size, storage, chunk)
 
 
-def _lines(path: str, size: int, storage: Storage) -> Iterator[tuple[int, int]]:
+def _lines(path: str, size: int, storage: Storage, chunk: int) -> Iterator[tuple[int, int]]:
     begin = 3 if storage.read(path, 0, 3) == b"\xef\xbb\xbf" else 0
     pending = b""
     position = begin
     while position < size:
-        chunk = storage.read(path, position, _CHUNK)
-        if not chunk:
+        piece = storage.read(path, position, chunk)
+        if not piece:
             break
-        position += len(chunk)
-        lines = (pending + chunk).split(b"\n")
+        position += len(piece)
+        lines = (pending + piece).split(b"\n")
         pending = lines.pop()
         for line in lines:
             if line.strip(_WHITE):
@@ -79,10 +78,10 @@ def _lines(path: str, size: int, storage: Storage) -> Iterator[tuple[int, int]]:
         yield begin, len(pending)
 
 
-def _array(path: str, size: int, storage: Storage) -> Iterator[tuple[int, int]]:
+def _array(path: str, size: int, storage: Storage, chunk: int) -> Iterator[tuple[int, int]]:
     depth = 0
     begin = after = 0
-    for token, start, end in _tokens(path, size, storage):
+    for token, start, end in _tokens(path, size, storage, chunk):
         if token == b'"':
             break
         if depth == 0:
@@ -118,15 +117,15 @@ def _between(path: str, storage: Storage, start: int, end: int) -> Iterator[tupl
         position += len(piece) + 1
 
 
-def _tokens(path: str, size: int, storage: Storage) -> Iterator[tuple[bytes, int, int]]:
+def _tokens(path: str, size: int, storage: Storage, chunk: int) -> Iterator[tuple[bytes, int, int]]:
     """Yields (first byte, start, end) of strings and brackets; a lone quote is a string that never closes."""
     pending, base, position = b"", 0, 0
     while position < size:
-        chunk = storage.read(path, position, _CHUNK)
-        if not chunk:
+        piece = storage.read(path, position, chunk)
+        if not piece:
             break
-        position += len(chunk)
-        text = pending + chunk
+        position += len(piece)
+        text = pending + piece
         end = 0
         for match in _STRUCTURE.finditer(text):
             if match.end() - match.start() == 1 and text[match.start()] == 0x22:

@@ -110,13 +110,15 @@ class _TruncatedError(Exception):
 
 def _parse(header: bytes) -> tuple[bytes, str, int]:
     """Returns (type flag, name, size) of one header block."""
-    stated = _octal(header[148:156], "checksum")
+    stated = _octal(header[148:156])
     # The sum of all bytes modulo 255, in C: it sees every change of a header but 0x00 against 0xff.
     modulo = (int.from_bytes(header, "little") - int.from_bytes(header[148:156], "little") * (1 << 8 * 148)) % 255
-    if (modulo + 8 * 32 - stated) % 255 and not _signed_sum_is(header, stated):
+    if stated is None or ((modulo + 8 * 32 - stated) % 255 and not _signed_sum_is(header, stated)):
         raise _HeaderError(f"the header's checksum is wrong ({_looks_like(header)})")
     field = header[124:136]
-    size = int.from_bytes(field[1:], "big") if field[0] == 0x80 else _octal(field, "size")
+    size = int.from_bytes(field[1:], "big") if field[0] == 0x80 else _octal(field)
+    if size is None:
+        raise _HeaderError(f"the size field holds {field!r}")
     raw = header[:100]
     end = raw.find(b"\0")
     if end >= 0:
@@ -126,13 +128,11 @@ def _parse(header: bytes) -> tuple[bytes, str, int]:
     return header[156:157], raw.decode("utf-8", "backslashreplace"), size
 
 
-def _octal(field: bytes, what: str) -> int:
+def _octal(field: bytes) -> int | None:
     digits = field.strip(b" \0")
     if not digits:
         return 0
-    if not digits.isdigit() or b"8" in digits or b"9" in digits:
-        raise _HeaderError(f"the {what} field holds {field!r}")
-    return int(digits, 8)
+    return int(digits, 8) if digits.isdigit() and b"8" not in digits and b"9" not in digits else None
 
 
 def _signed_sum_is(header: bytes, stated: int) -> bool:
