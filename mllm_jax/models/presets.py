@@ -124,8 +124,6 @@ DECODERS: dict[str, DecoderConfig] = {
         update={"width": 5120, "layers": 40, "heads": 40, "kv_heads": 40, "feed_forward_width": 13824}
     ),
     "llama3_8b": _LLAMA3_8B,
-    "llama3_1_8b": _LLAMA3_8B.model_copy(
-        update={"rope_scaling": Llama3RotaryScaling(), "max_positions": 131072}
-    ),
+    "llama3_1_8b": _LLAMA3_8B.model_copy(update={"rope_scaling": Llama3RotaryScaling(), "max_positions": 131072}),
 }
 """Decoder language models."""

@@ -108,9 +108,7 @@ class EncoderBlock(nn.Module):
 
     @nn.compact
     @jaxtyped(typechecker=beartype)
-    def __call__(
-        self, hidden: Float[Array, "B T D"], layer: Int[Array, ""]
-    ) -> tuple[Float[Array, "B T D"], None]:
+    def __call__(self, hidden: Float[Array, "B T D"], layer: Int[Array, ""]) -> tuple[Float[Array, "B T D"], None]:
         config, formats = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}
         attention = SelfAttention(
             config.heads, config.heads, config.width // config.heads, bias=True, name="attention", **formats

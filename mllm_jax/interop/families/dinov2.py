@@ -1,0 +1,125 @@
+"""DINOv2 (https://arxiv.org/abs/2304.07193), with or without registers."""
+
+from math import isqrt
+from typing import Any
+
+from mllm_jax.interop.families.family import Family, FamilyError, HuggingFaceConfig, require, require_ours
+from mllm_jax.interop.families.vision import ACTIVATION_NAMES, image_size, our_activation, patch_size, table_side
+from mllm_jax.interop.rules import CONVOLUTION, FLAT, LINEAR, LINEAR_FROM_HEADS, ONE_ROW, TWO_ROWS, Rule, Table
+from mllm_jax.models.presets import IMAGENET_MEAN, IMAGENET_STD
+from mllm_jax.models.vit import ViTConfig
+
+_DEFAULTS = {
+    "hidden_size": 768,
+    "mlp_ratio": 4,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "image_size": 224,
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-6,
+}
+"""What transformers takes for a key that a config.json leaves out."""
+
+_DEFAULT_PATCH = {"dinov2": 14, "dinov2_with_registers": 16}
+
+_BLOCK = "encoder.layer.{layer}."
+
+TABLE = Table(
+    rules=(
+        Rule("embeddings.patch_embeddings.projection.weight", "patch_embedding/kernel", CONVOLUTION),
+        Rule("embeddings.patch_embeddings.projection.bias", "patch_embedding/bias"),
+        Rule("embeddings.cls_token", "class_token", TWO_ROWS),
+        Rule("embeddings.register_tokens", "registers", ONE_ROW),
+        Rule("embeddings.position_embeddings", "position_embedding", ONE_ROW),
+        Rule("layernorm.weight", "post_norm/scale"),
+        Rule("layernorm.bias", "post_norm/bias"),
+        Rule(_BLOCK + "norm1.weight", "blocks/attention_norm/scale"),
+        Rule(_BLOCK + "norm1.bias", "blocks/attention_norm/bias"),
+        Rule(_BLOCK + "attention.attention.query.weight", "blocks/attention/query/kernel", LINEAR),
+        Rule(_BLOCK + "attention.attention.query.bias", "blocks/attention/query/bias", FLAT),
+        Rule(_BLOCK + "attention.attention.key.weight", "blocks/attention/key/kernel", LINEAR),
+        Rule(_BLOCK + "attention.attention.key.bias", "blocks/attention/key/bias", FLAT),
+        Rule(_BLOCK + "attention.attention.value.weight", "blocks/attention/value/kernel", LINEAR),
+        Rule(_BLOCK + "attention.attention.value.bias", "blocks/attention/value/bias", FLAT),
+        Rule(_BLOCK + "attention.output.dense.weight", "blocks/attention/output/kernel", LINEAR_FROM_HEADS),
+        Rule(_BLOCK + "attention.output.dense.bias", "blocks/attention/output/bias"),
+        Rule(_BLOCK + "layer_scale1.lambda1", "blocks/attention_scale"),
+        Rule(_BLOCK + "norm2.weight", "blocks/feed_forward_norm/scale"),
+        Rule(_BLOCK + "norm2.bias", "blocks/feed_forward_norm/bias"),
+        Rule(_BLOCK + "mlp.fc1.weight", "blocks/feed_forward/up/kernel", LINEAR),
+        Rule(_BLOCK + "mlp.fc1.bias", "blocks/feed_forward/up/bias"),
+        Rule(_BLOCK + "mlp.fc2.weight", "blocks/feed_forward/down/kernel", LINEAR),
+        Rule(_BLOCK + "mlp.fc2.bias", "blocks/feed_forward/down/bias"),
+        Rule(_BLOCK + "layer_scale2.lambda1", "blocks/feed_forward_scale"),
+    ),
+    renames=((r"dinov2(_with_registers)?\.", ""),),
+    # The mask token serves pre-training alone; the classifier is a probe on top.
+    ignored=(r"embeddings\.mask_token", r"classifier\.(weight|bias)"),
+)
+
+
+def from_hugging_face(config: HuggingFaceConfig) -> ViTConfig:
+    config = _DEFAULTS | {"patch_size": _DEFAULT_PATCH[config.get("model_type", "dinov2")]} | dict(config)
+    require("DINOv2", config, num_channels=3, qkv_bias=True, use_swiglu_ffn=False)
+    with_registers = config["model_type"] == "dinov2_with_registers"
+    size, patch = image_size(config), patch_size(config)
+    return ViTConfig(
+        image_size=size,
+        patch_size=patch,
+        width=config["hidden_size"],
+        layers=config["num_hidden_layers"],
+        heads=config["num_attention_heads"],
+        feed_forward_width=int(config["hidden_size"] * config["mlp_ratio"]),
+        activation=our_activation(config["hidden_act"]),
+        registers=config.get("num_register_tokens", 4) if with_registers else 0,
+        layer_scale=True,
+        norm_epsilon=config["layer_norm_eps"],
+        position_grid=_square_table(size, patch),
+        pixel_mean=IMAGENET_MEAN,
+        pixel_std=IMAGENET_STD,
+    )
+
+
+def _square_table(size: tuple[int, int], patch: int) -> tuple[int, int] | None:
+    """transformers reads every table as a square one and resizes it where the image is not square."""
+    if size[0] == size[1]:
+        return None
+    patches = (size[0] // patch) * (size[1] // patch)
+    side = isqrt(patches)
+    if side * side != patches:
+        raise FamilyError(
+            f"DINOv2: image_size {size} with patches of {patch} pixels gives {patches} positions, which transformers "
+            "cannot lay out as a square table."
+        )
+    return side, side
+
+
+def to_hugging_face(config: ViTConfig) -> dict[str, Any]:
+    """A `Dinov2Config`, or a `Dinov2WithRegistersConfig`; `image_size` is that of the position table."""
+    require_ours("DINOv2", config, class_token=True, patch_bias=True, pre_norm=False, layer_scale=True)
+    if config.feed_forward_width % config.width:
+        raise FamilyError(
+            f"DINOv2 models have a feed_forward_width that is a multiple of width, but this one has "
+            f"{config.feed_forward_width} and {config.width}."
+        )
+    name = "Dinov2WithRegistersModel" if config.registers else "Dinov2Model"
+    registers = {"num_register_tokens": config.registers} if config.registers else {"use_mask_token": False}
+    return {
+        "architectures": [name],
+        "model_type": "dinov2_with_registers" if config.registers else "dinov2",
+        "hidden_size": config.width,
+        "mlp_ratio": config.feed_forward_width // config.width,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "num_channels": 3,
+        "image_size": table_side(config, "DINOv2"),
+        "patch_size": config.patch_size,
+        "hidden_act": ACTIVATION_NAMES[config.activation],
+        "layer_norm_eps": config.norm_epsilon,
+        "qkv_bias": True,
+        "use_swiglu_ffn": False,
+        **registers,
+    }
+
+
+DINOV2 = Family("dinov2", ("dinov2", "dinov2_with_registers"), TABLE, from_hugging_face, to_hugging_face)

@@ -1,0 +1,85 @@
+"""SigLIP's vision tower (https://arxiv.org/abs/2303.15343), without its attention-pool head."""
+
+from typing import Any
+
+from mllm_jax.interop.families.clip import BLOCK_RULES, WITHOUT_PREFIX
+from mllm_jax.interop.families.family import Family, HuggingFaceConfig, require, require_ours
+from mllm_jax.interop.families.vision import ACTIVATION_NAMES, image_size, our_activation, own_grid, patch_size
+from mllm_jax.interop.rules import CONVOLUTION, Rule, Table
+from mllm_jax.models.vit import ViTConfig
+
+_DEFAULTS = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "image_size": 224,
+    "patch_size": 16,
+    "hidden_act": "gelu_pytorch_tanh",
+    "layer_norm_eps": 1e-6,
+}
+"""What transformers takes for a key that a config.json leaves out."""
+
+_HEAD = r"vision_model\.head\."
+
+TABLE = Table(
+    rules=(
+        Rule("vision_model.embeddings.patch_embedding.weight", "patch_embedding/kernel", CONVOLUTION),
+        Rule("vision_model.embeddings.patch_embedding.bias", "patch_embedding/bias"),
+        Rule("vision_model.embeddings.position_embedding.weight", "position_embedding"),
+        Rule("vision_model.post_layernorm.weight", "post_norm/scale"),
+        Rule("vision_model.post_layernorm.bias", "post_norm/bias"),
+        *BLOCK_RULES,
+    ),
+    renames=(WITHOUT_PREFIX,),
+    ignored=(
+        _HEAD + r"probe",
+        _HEAD + r"attention\.in_proj_(weight|bias)",
+        _HEAD + r"attention\.out_proj\.(weight|bias)",
+        _HEAD + r"layernorm\.(weight|bias)",
+        _HEAD + r"mlp\.fc[12]\.(weight|bias)",
+        r"vision_model\.embeddings\.position_ids",
+        r"text_model\..*",
+        r"logit_(scale|bias)",
+    ),
+)
+
+
+def from_hugging_face(config: HuggingFaceConfig) -> ViTConfig:
+    """From a tower's config, or the `vision_config` of a whole SigLIP model's."""
+    config = _DEFAULTS | dict(config.get("vision_config", config))
+    require("SigLIP", config, num_channels=3)
+    return ViTConfig(
+        image_size=image_size(config),
+        patch_size=patch_size(config),
+        width=config["hidden_size"],
+        layers=config["num_hidden_layers"],
+        heads=config["num_attention_heads"],
+        feed_forward_width=config["intermediate_size"],
+        activation=our_activation(config["hidden_act"]),
+        class_token=False,
+        norm_epsilon=config["layer_norm_eps"],
+    )
+
+
+def to_hugging_face(config: ViTConfig) -> dict[str, Any]:
+    """A `SiglipVisionConfig` without the pooling head."""
+    require_ours("SigLIP", config, class_token=False, registers=0, patch_bias=True, pre_norm=False, layer_scale=False)
+    own_grid(config, "SigLIP")
+    return {
+        "architectures": ["SiglipVisionModel"],
+        "model_type": "siglip_vision_model",
+        "hidden_size": config.width,
+        "intermediate_size": config.feed_forward_width,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "num_channels": 3,
+        "image_size": config.image_size[0],
+        "patch_size": config.patch_size,
+        "hidden_act": ACTIVATION_NAMES[config.activation],
+        "layer_norm_eps": config.norm_epsilon,
+        "vision_use_head": False,
+    }
+
+
+SIGLIP = Family("siglip", ("siglip_vision_model", "siglip"), TABLE, from_hugging_face, to_hugging_face)

@@ -1,0 +1,77 @@
+"""What the config mappings of all vision families share."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from mllm_jax.interop.families.family import FamilyError, HuggingFaceConfig
+from mllm_jax.models.layers.activations import ActivationName
+from mllm_jax.models.vit import ViTConfig
+
+ACTIVATION_NAMES: dict[ActivationName, str] = {
+    "gelu": "gelu",
+    "gelu_tanh": "gelu_pytorch_tanh",
+    "quick_gelu": "quick_gelu",
+    "silu": "silu",
+}
+"""Our name of an activation -> transformers' name."""
+
+_OTHER_SPELLINGS = {"gelu_new": "gelu_tanh", "swish": "silu"}
+
+
+def our_activation(name: str) -> ActivationName:
+    """Raises FamilyError for an activation we do not have."""
+    ours = {theirs: ours for ours, theirs in ACTIVATION_NAMES.items()} | _OTHER_SPELLINGS
+    if name not in ours:
+        raise FamilyError(f"The activation {name!r} is not known; {', '.join(sorted(ours))} are.")
+    return ours[name]
+
+
+def image_size(config: HuggingFaceConfig) -> tuple[int, int]:
+    """Height and width in pixels."""
+    size = config["image_size"]
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def patch_size(config: HuggingFaceConfig) -> int:
+    size = config["patch_size"]
+    sides = {size} if isinstance(size, int) else set(size)
+    if len(sides) != 1:
+        raise FamilyError(f"patch_size is {size!r} in config.json, but only square patches can be imported.")
+    return sides.pop()
+
+
+def table_side(config: ViTConfig, family: str) -> int:
+    """Image size in pixels that a square position table stands for; their models know no other."""
+    rows, columns = config.table_grid
+    if rows != columns:
+        raise FamilyError(
+            f"A {family} model in transformers has a square position table, but this one covers {rows}x{columns} "
+            "patches. Set encoder.position_grid to a square (the grid of the pretrained table)."
+        )
+    if config.grid == config.table_grid and config.image_size[0] == config.image_size[1]:
+        return config.image_size[0]
+    return rows * config.patch_size
+
+
+def own_grid(config: ViTConfig, family: str) -> None:
+    """Checks that images fit the position table, for families whose models in transformers do not resize it."""
+    if config.image_size[0] != config.image_size[1] or config.grid != config.table_grid:
+        raise FamilyError(
+            f"A {family} model in transformers takes square images that fit its position table, but this one takes "
+            f"{config.image_size} pixels with a table for {config.table_grid} patches."
+        )
+
+
+def pixel_statistics(preprocessor: Mapping[str, Any]) -> dict[str, tuple[float, float, float]]:
+    """`pixel_mean` and `pixel_std` of a `preprocessor_config.json`, to update a ViTConfig with.
+
+    Raises:
+        FamilyError: pixels are scaled by another factor than 1/255.
+    """
+    if not preprocessor.get("do_normalize", True):
+        return {"pixel_mean": (0.0, 0.0, 0.0), "pixel_std": (1.0, 1.0, 1.0)}
+    factor = preprocessor.get("rescale_factor", 1 / 255)
+    if abs(factor * 255 - 1) > 1e-3:
+        raise FamilyError(f"rescale_factor is {factor} in preprocessor_config.json, but only 1/255 can be imported.")
+    given = {"pixel_mean": preprocessor.get("image_mean"), "pixel_std": preprocessor.get("image_std")}
+    return {field: tuple(values) for field, values in given.items() if values is not None}

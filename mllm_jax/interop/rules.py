@@ -1,0 +1,165 @@
+"""Weight tables: how another library's tensors correspond to our parameters, read in both directions."""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any
+
+import numpy as np
+
+Shape = tuple[int, ...]
+Parameters = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one tensor is arranged on their side, given our shape of it (without a layers axis)."""
+
+    their_shape: Callable[[Shape], Shape]
+    to_ours: Callable[[np.ndarray, Shape], np.ndarray]
+    """From their array and our shape."""
+    to_theirs: Callable[[np.ndarray, Shape], np.ndarray]
+    """From our array and their shape."""
+
+
+def _reshape(array: np.ndarray, shape: Shape) -> np.ndarray:
+    return array.reshape(shape)
+
+
+def _transpose(array: np.ndarray, shape: Shape) -> np.ndarray:
+    return array.T.reshape(shape)
+
+
+def _reshaped(their_shape: Callable[[Shape], Shape]) -> Layout:
+    return Layout(their_shape, _reshape, _reshape)
+
+
+def _linear(inputs: int) -> Layout:
+    """torch's `Linear.weight` [out, in], where our kernel keeps `inputs` input axes and its output axes apart."""
+    return Layout(
+        their_shape=lambda ours: (prod(ours[inputs:]), prod(ours[:inputs])),
+        to_ours=_transpose,
+        to_theirs=lambda array, theirs: array.reshape(theirs[1], theirs[0]).T,
+    )
+
+
+SAME = _reshaped(lambda ours: ours)
+FLAT = _reshaped(lambda ours: (prod(ours),))
+"""[H, C] with them one axis."""
+ONE_ROW = _reshaped(lambda ours: (1, *ours))
+TWO_ROWS = _reshaped(lambda ours: (1, 1, *ours))
+LINEAR = _linear(1)
+LINEAR_FROM_HEADS = _linear(2)
+"""[H, C, D] with them [D, H * C]."""
+CONVOLUTION = Layout(
+    their_shape=lambda ours: (ours[3], ours[2], ours[0], ours[1]),
+    to_ours=lambda array, _: array.transpose(2, 3, 1, 0),
+    to_theirs=lambda array, _: array.transpose(3, 2, 0, 1),
+)
+"""[height, width, in, out] with them [out, in, height, width]."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One correspondence. A rule whose parameter a model does not have (a bias, say) is left out for that model."""
+
+    theirs: str
+    """Name of their tensor; `{layer}` stands for the number of a block."""
+    ours: str
+    """Path of our parameter, of a scanned stack: `blocks/...` stands for `blocks_<layer>/...` too."""
+    layout: Layout = SAME
+
+    def below(self, theirs: str, ours: str) -> "Rule":
+        """The same rule for a part of a larger model."""
+        return replace(self, theirs=theirs + self.theirs, ours=ours + self.ours)
+
+
+@dataclass(frozen=True)
+class Table:
+    """All the rules of a family, and what else its files may hold."""
+
+    rules: tuple[Rule, ...]
+    renames: tuple[tuple[str, str], ...] = ()
+    """(regular expression matched at the start of a name, what to write in its place), applied in order: other
+    spellings of `theirs` that files use."""
+    ignored: tuple[str, ...] = ()
+    """Regular expressions (after the renames) of whole names that are known and not part of our model."""
+    copies: tuple[tuple[str, str], ...] = ()
+    """(name, other name): the first may repeat the second where a model has only the second (tied embeddings)."""
+
+    def canonical(self, name: str) -> str:
+        for pattern, replacement in self.renames:
+            name = re.sub("^" + pattern, replacement, name)
+        return name
+
+    def ignores(self, name: str) -> bool:
+        return any(re.fullmatch(pattern, name) for pattern in self.ignored)
+
+    def below(self, theirs: str, ours: str) -> "Table":
+        """The table of a larger model that holds this one as a part, under two prefixes."""
+        start = re.escape(theirs)
+        return Table(
+            rules=tuple(rule.below(theirs, ours) for rule in self.rules),
+            renames=tuple((start + pattern, theirs + replacement) for pattern, replacement in self.renames),
+            ignored=tuple(start + pattern for pattern in self.ignored),
+            copies=tuple((theirs + copy, theirs + original) for copy, original in self.copies),
+        )
+
+    def __add__(self, other: "Table") -> "Table":
+        return Table(
+            self.rules + other.rules,
+            self.renames + other.renames,
+            self.ignored + other.ignored,
+            self.copies + other.copies,
+        )
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One of their tensors and the place of it in our tree."""
+
+    name: str
+    shape: Shape
+    path: str
+    layer: int | None
+    """Index on the leading axis of a stacked parameter; None where ours is the whole leaf."""
+    layout: Layout
+
+
+def tensors(table: Table, leaves: Mapping[str, Any]) -> tuple[list[Tensor], list[str]]:
+    """What their side must hold for our leaves (flat: path -> anything with a shape), leaf after leaf.
+
+    Also returns the paths of leaves that no rule covers.
+    """
+    rules = {rule.ours: rule for rule in table.rules}
+    found: list[Tensor] = []
+    uncovered: list[str] = []
+    for path, leaf in leaves.items():
+        if path in rules:
+            found.extend(_stacked(rules[path], path, tuple(leaf.shape)))
+            continue
+        scanned_path, layer = _unscanned(path)
+        if layer is None or scanned_path not in rules:
+            uncovered.append(path)
+            continue
+        rule, shape = rules[scanned_path], tuple(leaf.shape)
+        name = rule.theirs.format(layer=layer)
+        found.append(Tensor(name, rule.layout.their_shape(shape), path, None, rule.layout))
+    return found, uncovered
+
+
+def _stacked(rule: Rule, path: str, shape: Shape) -> list[Tensor]:
+    if "{layer}" not in rule.theirs:
+        return [Tensor(rule.theirs, rule.layout.their_shape(shape), path, None, rule.layout)]
+    their_shape = rule.layout.their_shape(shape[1:])
+    names = (rule.theirs.format(layer=layer) for layer in range(shape[0]))
+    return [Tensor(name, their_shape, path, layer, rule.layout) for layer, name in enumerate(names)]
+
+
+def _unscanned(path: str) -> tuple[str, int | None]:
+    """`.../blocks_3/...` as (`.../blocks/...`, 3)."""
+    match = re.search(r"(^|/)blocks_(\d+)/", path)
+    if match is None:
+        return path, None
+    return path[: match.start()] + match[1] + "blocks/" + path[match.end() :], int(match[2])

@@ -1,0 +1,101 @@
+"""A folder of safetensors files, with or without an index, read and written tensor by tensor."""
+
+import json
+import os
+from collections.abc import Iterable
+from contextlib import ExitStack
+from pathlib import Path
+
+import ml_dtypes  # noqa: F401  (teaches NumPy the name "bfloat16", which safetensors asks it for)
+import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+FLOATS = ("F64", "F32", "F16", "BF16")
+
+
+class WeightsError(ValueError):
+    """Weights that cannot be used as asked; the message names every tensor concerned."""
+
+
+class SafetensorsFolder:
+    """Names, shapes and, one at a time, the tensors of a folder. Use it in a `with` block."""
+
+    def __init__(self, folder: Path):
+        """Raises FileNotFoundError (no weights there) or WeightsError (not in safetensors format)."""
+        self.folder = folder
+        self._files = _tensor_files(folder)
+        self._stack = ExitStack()
+        self._handles: dict[str, object] = {}
+
+    def __enter__(self) -> "SafetensorsFolder":
+        opened = {}
+        for file in sorted(set(self._files.values())):
+            opened[file] = self._stack.enter_context(safe_open(self.folder / file, framework="np"))
+        self._handles = {name: opened[file] for name, file in self._files.items()}
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._stack.close()
+
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._files)
+
+    def file(self, name: str) -> str:
+        return self._files[name]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._handles[name].get_slice(name).get_shape())
+
+    def is_float(self, name: str) -> bool:
+        return self._handles[name].get_slice(name).get_dtype() in FLOATS
+
+    def read(self, name: str) -> np.ndarray:
+        return self._handles[name].get_tensor(name)
+
+
+def _tensor_files(folder: Path) -> dict[str, str]:
+    """Tensor name -> file name."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is not a folder; expected a model folder with {SINGLE} or {INDEX}.")
+    index = folder / INDEX
+    if index.is_file():
+        files = json.loads(index.read_text())["weight_map"]
+        missing = sorted({file for file in files.values() if not (folder / file).is_file()})
+        if missing:
+            raise FileNotFoundError(f"{index} lists files that are not in the folder: {', '.join(missing)}.")
+        return files
+    if (folder / SINGLE).is_file():
+        with safe_open(folder / SINGLE, framework="np") as handle:
+            return dict.fromkeys(handle.keys(), SINGLE)
+    pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
+    if pickled:
+        raise WeightsError(
+            f"{folder} holds only pickled weights ({', '.join(pickled)}), which could run any code when read. "
+            "Convert them to safetensors first: load the model in transformers and call "
+            "save_pretrained(folder, safe_serialization=True)."
+        )
+    raise FileNotFoundError(f"{folder} holds neither {SINGLE} nor {INDEX}.")
+
+
+def write_folder(folder: Path, shards: Iterable[dict[str, np.ndarray]], count: int) -> None:
+    """Writes shards as they come, then the index; a single shard gets no index.
+
+    Every file appears whole or not at all; the index comes last.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    weight_map: dict[str, str] = {}
+    total = 0
+    for number, shard in enumerate(shards, start=1):
+        name = SINGLE if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
+        partial = folder / f".{name}.partial"
+        # transformers refuses a file without this mark.
+        save_file(shard, partial, metadata={"format": "pt"})
+        os.replace(partial, folder / name)
+        weight_map.update(dict.fromkeys(shard, name))
+        total += sum(array.nbytes for array in shard.values())
+    if count > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")

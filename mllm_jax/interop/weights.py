@@ -1,0 +1,171 @@
+"""Weights in and out through a family's table, a parameter at a time."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import groupby
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from mllm_jax.interop.adjustments import Adjustment
+from mllm_jax.interop.rules import Table, Tensor, tensors
+from mllm_jax.interop.safetensors_folder import SafetensorsFolder, WeightsError, write_folder
+
+Tree = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    parameters: Tree
+    """Nested dict of arrays, in the formats of the abstract parameters."""
+    adjusted: tuple[str, ...]
+    """One sentence for every parameter whose size was changed on the way."""
+    ignored: tuple[str, ...]
+    """Names of tensors in the folder that the family knows and our model does not use."""
+
+
+def load(
+    folder: str | Path,
+    table: Table,
+    abstract: Tree,
+    shardings: Tree | None = None,
+    adjustments: Mapping[str, Adjustment] | None = None,
+) -> Loaded:
+    """Reads a folder's tensors into the parameters that `abstract` describes.
+
+    One parameter (a stack of all layers counts as one) is in host memory at a time; with `shardings` (same tree) it
+    goes straight to its devices, else to the default device. Parameters may be scanned or not.
+
+    Raises:
+        WeightsError: naming every missing, unexpected, misshaped or quantised tensor at once.
+        FileNotFoundError: where there are no weights.
+    """
+    adjustments = adjustments or {}
+    leaves = flatten_dict(abstract, sep="/")
+    placed = flatten_dict(shardings, sep="/") if shardings is not None else {}
+    wanted, uncovered = tensors(table, {path: _before(leaf, adjustments.get(path)) for path, leaf in leaves.items()})
+    with SafetensorsFolder(Path(folder)) as source:
+        names = _canonical_names(source, table)
+        ignored = _check(source, table, wanted, names, uncovered)
+        parameters = {}
+        for path, parts in groupby(wanted, key=lambda tensor: tensor.path):
+            leaf = _assemble(source, names, list(parts), leaves[path], adjustments.get(path))
+            parameters[path] = _place(leaf, placed.get(path))
+    adjusted = tuple(f"{path}: {adjustment.describe()}" for path, adjustment in adjustments.items())
+    return Loaded(unflatten_dict(parameters, sep="/"), adjusted, ignored)
+
+
+def _before(leaf: Any, adjustment: Adjustment | None) -> Any:
+    return leaf if adjustment is None else jax.ShapeDtypeStruct(adjustment.source_shape(leaf.shape), leaf.dtype)
+
+
+def _canonical_names(source: SafetensorsFolder, table: Table) -> dict[str, str]:
+    names: dict[str, str] = {}
+    for name in source.names():
+        other = names.setdefault(table.canonical(name), name)
+        if other != name:
+            raise WeightsError(f"{source.folder} holds {name} and {other}, which are two names of one tensor.")
+    return names
+
+
+def _check(
+    source: SafetensorsFolder, table: Table, wanted: list[Tensor], names: dict[str, str], uncovered: list[str]
+) -> tuple[str, ...]:
+    """Compares what is there with what is wanted; returns the names that are rightly left aside."""
+    problems = [f"no rule of the family gives our parameter {path}" for path in uncovered]
+    for tensor in wanted:
+        name = names.get(tensor.name)
+        if name is None:
+            problems.append(f"missing {tensor.name}, shape {list(tensor.shape)} (for {tensor.path})")
+        elif not source.is_float(name):
+            problems.append(f"{name} in {source.file(name)} holds integers: quantised weights cannot be loaded")
+        elif source.shape(name) != tensor.shape:
+            found, expected = list(source.shape(name)), list(tensor.shape)
+            problems.append(f"misshaped {name} in {source.file(name)}: found {found}, expected {expected}")
+    expected_names = {tensor.name for tensor in wanted}
+    others = [name for name in names if name not in expected_names]
+    copies = {copy for copy, original in table.copies if copy in others and original in expected_names & names.keys()}
+    for copy, original in table.copies:
+        if copy in copies and not np.array_equal(source.read(names[copy]), source.read(names[original])):
+            problems.append(f"{names[copy]} differs from {names[original]}, but the model ties the two")
+    unexpected = sorted(names[name] for name in others if not table.ignores(name) and name not in copies)
+    problems += [f"unexpected {name} in {source.file(name)}, shape {list(source.shape(name))}" for name in unexpected]
+    if problems:
+        listed = "\n  ".join(problems)
+        raise WeightsError(
+            f"The weights in {source.folder} do not fit the model ({len(problems)} problems):\n  {listed}\n"
+            "Check that the folder's config.json belongs to these weights and that no architecture setting "
+            "overrides it."
+        )
+    return tuple(sorted(names[name] for name in others))
+
+
+def _assemble(
+    source: SafetensorsFolder, names: dict[str, str], parts: list[Tensor], leaf: Any, adjustment: Adjustment | None
+) -> np.ndarray:
+    """One whole parameter on the host."""
+    shape, dtype = _before(leaf, adjustment).shape, np.dtype(leaf.dtype)
+    if parts[0].layer is None:
+        array = parts[0].layout.to_ours(source.read(names[parts[0].name]), shape)
+        return (array if adjustment is None else adjustment.apply(array)).astype(dtype)
+    stacked = np.empty(shape, dtype)
+    for part in parts:
+        stacked[part.layer] = part.layout.to_ours(source.read(names[part.name]), shape[1:])
+    return stacked
+
+
+def _place(array: np.ndarray, sharding: Any) -> jax.Array:
+    if sharding is None:
+        return jnp.asarray(array)
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+
+def save(
+    folder: str | Path,
+    table: Table,
+    parameters: Tree,
+    dtype: Any = None,
+    shard_bytes: int = 2 * 1024**3,
+) -> None:
+    """Writes parameters as the family's tensors into `folder`, sharded with an index when they exceed `shard_bytes`.
+
+    One parameter and one shard are in host memory at a time. `dtype` None keeps every parameter's own format.
+
+    Raises:
+        WeightsError: a parameter that the family has no name for.
+    """
+    leaves = flatten_dict(parameters, sep="/")
+    written, uncovered = tensors(table, leaves)
+    if uncovered:
+        raise WeightsError(f"The family has no name for these parameters: {', '.join(sorted(uncovered))}.")
+    sizes = [prod(tensor.shape) * np.dtype(dtype or leaves[tensor.path].dtype).itemsize for tensor in written]
+    shards = _divide(written, sizes, shard_bytes)
+    arrays = _arrays(leaves, written, dtype)
+    write_folder(Path(folder), ({tensor.name: next(arrays) for tensor in shard} for shard in shards), len(shards))
+
+
+def _divide(written: list[Tensor], sizes: list[int], shard_bytes: int) -> list[list[Tensor]]:
+    """Consecutive groups of at most `shard_bytes` (a tensor larger than that stands alone)."""
+    shards: list[list[Tensor]] = [[]]
+    filled = 0
+    for tensor, size in zip(written, sizes, strict=True):
+        if shards[-1] and filled + size > shard_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(tensor)
+        filled += size
+    return shards
+
+
+def _arrays(leaves: dict[str, Any], written: list[Tensor], dtype: Any) -> Iterator[np.ndarray]:
+    for path, parts in groupby(written, key=lambda tensor: tensor.path):
+        leaf = np.asarray(leaves[path])
+        for part in parts:
+            ours = leaf if part.layer is None else leaf[part.layer]
+            theirs = part.layout.to_theirs(ours, part.shape)
+            yield np.ascontiguousarray(theirs, dtype=np.dtype(dtype or leaf.dtype))
