@@ -1,0 +1,155 @@
+"""The demo's data on disk: captioned shards for alignment, conversations for instruction, questions for the test."""
+
+import io
+import json
+import tarfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from pydantic import Field
+
+from data_pipelines.config_class import Config
+from data_pipelines.shards import ImageText, write_shards
+from mllm_jax.demo.questions import Question, caption, conversation, one_of_each_kind
+from mllm_jax.demo.scenes import Scene, SceneConfig, Split, compose, load_digit_images
+
+
+class DatasetConfig(Config):
+    """How much data the demo makes."""
+
+    seed: int = Field(default=0, ge=0)
+    scenes: SceneConfig = SceneConfig()
+    pairs: int = Field(default=20000, gt=0)
+    """Captioned scenes to align on."""
+    chats: int = Field(default=10000, gt=0)
+    """Scenes with a conversation to instruct on; none of them is among the captioned ones."""
+    held_out: int = Field(default=400, gt=0)
+    """Scenes of held-out digits: captioned, talked about, and asked about once for every kind of question."""
+
+
+@dataclass(frozen=True, slots=True)
+class DemoData:
+    """Where everything is."""
+
+    folder: Path
+
+    @property
+    def pairs(self) -> Path:
+        """Folder of img2dataset shards (JPEG)."""
+        return self.folder / "pairs"
+
+    @property
+    def pairs_held_out(self) -> Path:
+        return self.folder / "pairs_held_out"
+
+    @property
+    def chats(self) -> Path:
+        """LLaVA JSON; its images are members of `chat_images`."""
+        return self.folder / "chats.json"
+
+    @property
+    def chat_images(self) -> Path:
+        """A tar of PNG files."""
+        return self.folder / "chat_images.tar"
+
+    @property
+    def chats_held_out(self) -> Path:
+        """LLaVA JSON; its images are files below `images_held_out`."""
+        return self.folder / "chats_held_out.json"
+
+    @property
+    def images_held_out(self) -> Path:
+        return self.folder / "images_held_out"
+
+    @property
+    def questions(self) -> Path:
+        """LLaVA JSON with one question a record, and the question's `kind`; images as in `chats_held_out`."""
+        return self.folder / "questions.json"
+
+
+def write_dataset(folder: Path, config: DatasetConfig) -> DemoData:
+    """Writes all data below `folder`; the same config gives the same bytes.
+
+    Raises:
+        ModuleNotFoundError: scikit-learn is not installed.
+    """
+    data = DemoData(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_pairs(data.pairs, scenes(config, "train", "pairs", config.pairs))
+    _write_chats(data, scenes(config, "train", "chats", config.chats), config)
+    held_out = list(scenes(config, "test", "held_out", config.held_out))
+    _write_pairs(data.pairs_held_out, held_out)
+    _write_test(data, held_out, config)
+    return data
+
+
+def scenes(config: DatasetConfig, split: Split, purpose: str, count: int) -> Iterator[Scene]:
+    """The scenes of one purpose, each with its own generator, so that a scene does not depend on how many there are."""
+    images = load_digit_images(split, config.scenes)
+    for number in range(count):
+        random = generator(config, purpose, number)
+        yield compose(images, config.scenes, random, augment=split == "train")
+
+
+def generator(config: DatasetConfig, purpose: str, number: int) -> np.random.Generator:
+    return np.random.default_rng([config.seed, *purpose.encode(), number])
+
+
+def _write_pairs(folder: Path, shown: Iterable[Scene]) -> None:
+    write_shards((_pair(scene) for scene in shown), folder, samples_per_shard=2000)
+
+
+def _pair(scene: Scene) -> ImageText:
+    height, width, _ = scene.pixels.shape
+    size = {"width": width, "height": height}
+    return ImageText(_encoded(scene, "JPEG", quality=95, subsampling=0), caption(scene), "jpg", size)
+
+
+def _write_chats(data: DemoData, shown: Iterable[Scene], config: DatasetConfig) -> None:
+    records = []
+    with tarfile.open(data.chat_images, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for number, scene in enumerate(shown):
+            name = f"{number:06d}"
+            member = tarfile.TarInfo(f"{name}.png")
+            png = _encoded(scene, "PNG", compress_level=1)
+            member.size = len(png)
+            tar.addfile(member, io.BytesIO(png))
+            records.append(_record(name, member.name, conversation(scene, generator(config, "turns", number))))
+    _write_json(data.chats, records)
+
+
+def _write_test(data: DemoData, shown: list[Scene], config: DatasetConfig) -> None:
+    data.images_held_out.mkdir(exist_ok=True)
+    chats, asked = [], []
+    for number, scene in enumerate(shown):
+        name = f"{number:06d}"
+        image = f"{name}.png"
+        (data.images_held_out / image).write_bytes(_encoded(scene, "PNG"))
+        random = generator(config, "test_turns", number)
+        chats.append(_record(name, image, conversation(scene, random)))
+        for question in one_of_each_kind(scene, random):
+            asked.append(_record(f"{name}-{question.kind}", image, (question,)) | {"kind": question.kind})
+    _write_json(data.chats_held_out, chats)
+    _write_json(data.questions, asked)
+
+
+def _record(name: str, image: str, turns: tuple[Question, ...]) -> dict[str, Any]:
+    said = []
+    for number, turn in enumerate(turns):
+        said.append({"from": "human", "value": turn.text if number else f"<image>\n{turn.text}"})
+        said.append({"from": "gpt", "value": turn.answer})
+    return {"id": name, "image": image, "conversations": said}
+
+
+def _write_json(path: Path, records: list[dict[str, Any]]) -> None:
+    path.write_text("[\n" + ",\n".join(json.dumps(record) for record in records) + "\n]\n", encoding="utf-8")
+
+
+def _encoded(scene: Scene, image_format: str, **options: int) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(scene.pixels).save(file, image_format, **options)
+    return file.getvalue()
