@@ -111,7 +111,7 @@ def _add_tokenizer_verb(verbs) -> None:
 
 def _train(options: argparse.Namespace) -> int | None:
     from mllm_jax.config import load_run
-    from mllm_jax.run import train
+    from mllm_jax.assemble import train
 
     return train(load_run(options.run_file, options.overrides))
 
@@ -124,7 +124,7 @@ def _config(options: argparse.Namespace) -> None:
     elif options.run_file is None:
         raise ValueError("give a run file, or --schema")
     else:
-        print(resolved_yaml(load_run(options.run_file, options.overrides)), end="")
+        print(resolved_yaml(load_run(options.run_file, options.overrides, check_paths=False)), end="")
 
 
 def _evaluate(options: argparse.Namespace) -> None:

@@ -22,7 +22,12 @@ def sentences(
 ) -> list[str]:
     """One sentence for every error that pydantic found in `values` (default: all of `raw`), which stand at `prefix`."""
     values = raw.values if values is None else values
-    return [_sentence(detail, root, raw, prefix, values) for detail in error.errors(include_url=False)]
+    details = error.errors(include_url=False)
+    # A sequence whose items are wrong is reported as too short as well.
+    places = [detail["loc"] for detail in details]
+    wrong_inside = {loc[:length] for loc in places for length in range(len(loc))}
+    kept = [detail for detail in details if detail["type"] != "too_short" or detail["loc"] not in wrong_inside]
+    return [_sentence(detail, root, raw, prefix, values) for detail in kept]
 
 
 def _sentence(detail: ErrorDetails, root: type[BaseModel], raw: RawRun, prefix: KeyPath, values: Any) -> str:

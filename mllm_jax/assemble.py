@@ -1,0 +1,134 @@
+"""From a validated run file to what training works with: model, tokenizer, parameters, streams."""
+
+import logging
+from functools import partial
+from pathlib import Path
+
+import jax
+from rich.console import Console
+
+from data_pipelines.loader import Loader, Preparation
+from data_pipelines.positions import gather_positions
+from data_pipelines.tokenizer import Tokenizer, load_tokenizer
+from data_pipelines.transforms.chat_template import render
+from data_pipelines.transforms.image import ImageTransformConfig, decode_image
+from data_pipelines.transforms.template_check import check_template
+from data_pipelines.transforms.templates import TEMPLATES
+from mllm_jax.checkpoint.layout import write_whole
+from mllm_jax.config import RunConfig, resolved_yaml
+from mllm_jax.interop.backbones import load_backbone
+from mllm_jax.interop.description import ModelDescription
+from mllm_jax.interop.hub import local_folder
+from mllm_jax.model_choice import ModelChoice, multimodal_config
+from mllm_jax.models.multimodal import MultimodalConfig, image_tokens
+from mllm_jax.models.parameters import init_parameters
+from mllm_jax.parallel.mesh import make_mesh
+from mllm_jax.parallel.processes import is_first_process, start_processes
+from mllm_jax.parallel.rules import ParameterTree
+from mllm_jax.run_file import RunFileError
+from mllm_jax.training.ingredients import FeedRequest, Ingredients
+from mllm_jax.training.plan import Run
+from mllm_jax.training.run import Outcome, run_stages
+from mllm_jax.training.signals import STOPPED_EXIT_CODE
+from mllm_jax.training.state import shardings_of
+
+LOGGER = logging.getLogger("mllm_jax")
+
+
+def train(config: RunConfig) -> int:
+    """Runs the stages of a run; returns the process's exit code."""
+    start_processes()
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
+    LOGGER.setLevel(logging.INFO)
+    folder = Path(config.output)
+    run = Run(
+        folder=folder,
+        ingredients=make_ingredients(config),
+        mesh=make_mesh(config.parallel),
+        checkpoint=config.checkpoint,
+        logging=config.logging,
+        console=Console() if is_first_process() else None,
+    )
+    if is_first_process():
+        write_whole(folder / "run.yaml", resolved_yaml(config))
+    outcome = run_stages(config.stages, run)
+    return STOPPED_EXIT_CODE if outcome is Outcome.STOPPED else 0
+
+
+def make_ingredients(config: RunConfig) -> Ingredients:
+    """Loads the tokenizer, fits templates and model to it, and says how parameters and batches are made.
+
+    Raises:
+        ValueError: a tokenizer that does not fit a template or the embedding.
+    """
+    tokenizer = _tokenizer(config.model)
+    for name in dict.fromkeys([config.model.chat_template, *(stage.template for stage in config.stages)]):
+        if name is not None:
+            check_template(TEMPLATES[name], tokenizer)
+    model = multimodal_config(config.model, tokenizer.vocabulary_size)
+    description = ModelDescription(
+        model=model,
+        chat_template=config.model.chat_template,
+        image_transform=ImageTransformConfig.model_validate(config.model.image_transform),
+    )
+    return Ingredients(
+        model=model,
+        precision=config.model.precision,
+        initial_parameters=partial(_initial_parameters, config, model),
+        open_feed=partial(_open_feed, config, model, tokenizer),
+        position_json=gather_positions,
+        run={"model": description.model_dump(mode="json"), "run_file": config.model_dump(mode="json")},
+        tokenizer_files=tokenizer.files(),
+    )
+
+
+def _tokenizer(model: ModelChoice) -> Tokenizer:
+    path = model.tokenizer or model.decoder.weights
+    if path is None:
+        raise RunFileError(
+            "model.tokenizer: is null, and so is model.decoder.weights: name a tokenizer or a decoder folder"
+        )
+    return load_tokenizer(local_folder(path))
+
+
+def _initial_parameters(config: RunConfig, model: MultimodalConfig, abstract: ParameterTree) -> ParameterTree:
+    """Pretrained where the run file names weights, random elsewhere; made where they belong."""
+    weights = {"encoder": config.model.encoder.weights, "decoder": config.model.decoder.weights}
+    loaded: ParameterTree = {}
+    for part, folder in weights.items():
+        if folder:
+            backbone = load_backbone(folder, getattr(model, part), abstract[part])
+            for sentence in backbone.adjusted:
+                LOGGER.info("%s from %s: %s", part, folder, sentence)
+            loaded[part] = backbone.parameters
+    rest = {part: tree for part, tree in abstract.items() if part not in loaded}
+
+    def random() -> ParameterTree:
+        parameters = init_parameters(model, jax.random.key(config.seed))
+        return jax.tree.map(lambda like, leaf: leaf.astype(like.dtype), rest, {part: parameters[part] for part in rest})
+
+    return jax.jit(random, out_shardings=shardings_of(rest))() | loaded
+
+
+def _open_feed(config: RunConfig, model: MultimodalConfig, tokenizer: Tokenizer, request: FeedRequest) -> Loader:
+    stage, data = request.stage, config.data
+    validation = request.split == "validation"
+    mixture = stage.validation.mixture if validation and stage.validation else stage.mixture
+    tokens = image_tokens(model)
+    transform = ImageTransformConfig.model_validate(config.model.image_transform)
+    template = TEMPLATES[stage.template or config.model.chat_template]
+    return Loader(
+        config=data.stream(mixture=mixture, row_length=stage.row_length, images_per_row=stage.images_per_row),
+        sources=data.sources,
+        preparation=Preparation(
+            render=lambda record: render(record, template, tokenizer, tokens),
+            decode=lambda data: decode_image(data, transform),
+            image_tokens=tokens,
+            image_size=transform.size,
+        ),
+        rows=stage.rows,
+        sharding=request.sharding,
+        position=request.position,
+        prefetch=data.prefetch,
+        threads=data.threads,
+    )

@@ -1,0 +1,127 @@
+"""The run file as a value: assembled from the config classes that the rooms own, validated before anything starts."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, ValidationError
+
+from data_pipelines.config_class import Config
+from data_pipelines.lanes import LaneConfig, StreamConfig
+from data_pipelines.sources.choice import SourceConfig
+from data_pipelines.storage import Storage
+from data_pipelines.transforms.templates import TEMPLATES
+from mllm_jax.checkpoint.checkpointer import CheckpointConfig
+from mllm_jax.config_errors import sentences, suggest
+from mllm_jax.interop.hub import is_hub_id
+from mllm_jax.model_choice import ModelChoice, complete_architectures
+from mllm_jax.parallel.mesh import MeshConfig
+from mllm_jax.run_file import KeyPath, RunFileError, format_key, read_run_file
+from mllm_jax.training.metrics import LoggingConfig
+from mllm_jax.training.stages import StageConfig
+
+
+class DataConfig(LaneConfig):
+    """Where records come from and how lanes draw from them; the same for every stage."""
+
+    sources: dict[str, SourceConfig] = Field(min_length=1)
+    """The named sources that stages mix."""
+    threads: int = Field(default=2, gt=0)
+    """Threads of one process that decode images."""
+    prefetch: int = Field(default=2, gt=0)
+    """Batches made ahead of the step."""
+
+    def stream(self, mixture: dict[str, float], row_length: int, images_per_row: int) -> StreamConfig:
+        """The stream that a stage draws from these sources."""
+        lanes = self.model_dump(include=set(LaneConfig.model_fields))
+        return StreamConfig(**lanes, mixture=mixture, row_length=row_length, images_per_row=images_per_row)
+
+
+class RunConfig(Config):
+    """One run: what is trained, on what, in which stages, on which mesh."""
+
+    output: str
+    """The run directory; starting again with the same one goes on where the run stopped."""
+    seed: int = 0
+    """Seed of the initial parameters."""
+    model: ModelChoice
+    data: DataConfig
+    stages: tuple[StageConfig, ...] = Field(min_length=1)
+    parallel: MeshConfig = MeshConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    logging: LoggingConfig = LoggingConfig()
+
+
+def load_run(path: str | Path, overrides: list[str] | tuple[str, ...] = (), *, check_paths: bool = True) -> RunConfig:
+    """Reads, merges and validates a run file; architectures come back complete.
+
+    Raises:
+        RunFileError: every problem found, one line each, with file, line and key path.
+    """
+    raw = read_run_file(path, overrides)
+    try:
+        run = RunConfig.model_validate(raw.values)
+    except ValidationError as error:
+        raise RunFileError("\n".join(sentences(error, RunConfig, raw))) from None
+    problems = [*_name_problems(run), *(_path_problems(run) if check_paths else ())]
+    if problems:
+        raise RunFileError("\n".join(f"{raw.origin(key)}: {format_key(key)}: {text}" for key, text in problems))
+    return run.model_copy(update={"model": complete_architectures(run.model, raw)})
+
+
+def _name_problems(run: RunConfig) -> Iterator[tuple[KeyPath, str]]:
+    names = [stage.name for stage in run.stages]
+    for index, stage in enumerate(run.stages):
+        here: KeyPath = ("stages", index)
+        if stage.name in names[:index]:
+            yield (*here, "name"), f"an earlier stage is called {stage.name!r} too; names must differ"
+        if stage.rows % run.data.lanes:
+            yield (*here, "rows"), f"{stage.rows} rows do not divide over data.lanes = {run.data.lanes}"
+        for part, mixture in stage.mixtures().items():
+            for source in mixture:
+                if source not in run.data.sources:
+                    known = ", ".join(run.data.sources)
+                    text = (
+                        f"there is no source {source!r}.{suggest(source, run.data.sources)} data.sources has: {known}"
+                    )
+                    yield (*here, *part, source), text
+        if stage.template is not None and stage.template not in TEMPLATES:
+            yield (*here, "template"), _no_template(stage.template)
+    if run.model.chat_template not in TEMPLATES:
+        yield ("model", "chat_template"), _no_template(run.model.chat_template)
+
+
+def _no_template(name: str) -> str:
+    return f"there is no chat template {name!r}.{suggest(name, TEMPLATES)} Templates: {', '.join(sorted(TEMPLATES))}"
+
+
+def _path_problems(run: RunConfig) -> Iterator[tuple[KeyPath, str]]:
+    for key, path in run.model.paths():
+        if path is not None and not Path(path).exists() and not is_hub_id(path):
+            yield ("model", *key), f"there is no file or folder {path!r} (and it is not a hub id such as owner/name)"
+    storage = Storage()
+    used = {source for stage in run.stages for mixture in stage.mixtures().values() for source in mixture}
+    for name, source in run.data.sources.items():
+        if name in used:
+            try:
+                source.open(storage)
+            except (OSError, ValueError) as error:
+                yield ("data", "sources", name), str(error)
+
+
+def resolved_yaml(run: RunConfig) -> str:
+    """The complete run as YAML that `load_run` reads again."""
+    return yaml.safe_dump(run.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+
+
+def run_schema() -> str:
+    """The JSON schema of run files, for editors."""
+    schema: dict[str, Any] = RunConfig.model_json_schema()
+    schema["properties"]["extends"] = {
+        "type": "string",
+        "description": "Another run file whose values this one changes.",
+    }
+    schema["required"] = []
+    return json.dumps(schema, indent=2)

@@ -1,0 +1,141 @@
+"""What a run file says of the model: presets, weights and changed fields, and the architecture they come to."""
+
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+from pydantic import Field, ValidationError
+
+from data_pipelines.config_class import Config
+from data_pipelines.transforms.image import ImageTransformConfig, mean_colour
+from mllm_jax.config_errors import sentences, suggest
+from mllm_jax.interop.backbones import architecture_of
+from mllm_jax.models.connectors.choice import ConnectorConfig
+from mllm_jax.models.decoder import DecoderConfig
+from mllm_jax.models.layers.precision import PrecisionConfig
+from mllm_jax.models.multimodal import MultimodalConfig
+from mllm_jax.models.presets import DECODERS, ENCODERS
+from mllm_jax.models.vit import ViTConfig
+from mllm_jax.run_file import KeyPath, RawRun, RunFileError, format_key
+
+ConfigType = TypeVar("ConfigType", bound=Config)
+
+
+class EncoderChoice(Config):
+    """The vision encoder: a named size or a pretrained folder, with fields changed."""
+
+    preset: str | None = None
+    """A named size of models/presets.py; where `weights` are given, they say the architecture instead."""
+    weights: str | None = None
+    """A Hugging Face folder, an imported folder or a hub id; null starts from random parameters."""
+    architecture: dict[str, Any] = Field(default={}, json_schema_extra={"$ref_fields": "ViTConfig"})
+    """Fields of ViTConfig that differ from the preset's or the weights'."""
+
+
+class DecoderChoice(Config):
+    """The decoder LLM: a named size or a pretrained folder, with fields changed."""
+
+    preset: str | None = None
+    """A named size of models/presets.py; where `weights` are given, they say the architecture instead."""
+    weights: str | None = None
+    """A Hugging Face folder, an imported folder or a hub id; null starts from random parameters."""
+    architecture: dict[str, Any] = Field(default={}, json_schema_extra={"$ref_fields": "DecoderConfig"})
+    """Fields of DecoderConfig that differ from the preset's or the weights'."""
+    vocabulary_multiple: int = Field(default=64, gt=0)
+    """The embedding is padded to a multiple of this many rows once the tokenizer's added tokens need room."""
+
+
+class ModelChoice(Config):
+    """Any encoder x any connector x one decoder, and what turns conversations into their tokens and pixels."""
+
+    encoder: EncoderChoice
+    connector: ConnectorConfig
+    decoder: DecoderChoice
+    tokenizer: str | None = None
+    """A SentencePiece `.model`, a `tokenizer.json` or a folder with either; null takes the decoder's weights folder."""
+    chat_template: str
+    """The template of the finished model, and of every stage that does not name its own."""
+    image_transform: dict[str, Any] = Field(default={})
+    """Fields of ImageTransformConfig; the size is the encoder's, the colour beside a padded image its mean colour."""
+    precision: PrecisionConfig = PrecisionConfig()
+
+    def paths(self) -> Iterator[tuple[KeyPath, str | None]]:
+        """Every path that the model names, with the key that names it."""
+        yield ("encoder", "weights"), self.encoder.weights
+        yield ("decoder", "weights"), self.decoder.weights
+        yield ("tokenizer",), self.tokenizer
+
+
+def complete_architectures(model: ModelChoice, raw: RawRun) -> ModelChoice:
+    """`model` with every field of both architectures written out.
+
+    Raises:
+        RunFileError: an unknown preset, a folder that holds another kind of model, a wrong or missing field.
+    """
+    encoder = _complete(model.encoder, ENCODERS, ViTConfig, ("model", "encoder"), raw)
+    decoder = _complete(model.decoder, DECODERS, DecoderConfig, ("model", "decoder"), raw)
+    return model.model_copy(
+        update={
+            "encoder": model.encoder.model_copy(update={"architecture": encoder}),
+            "decoder": model.decoder.model_copy(update={"architecture": decoder}),
+            "image_transform": _complete_transform(model.image_transform, ViTConfig.model_validate(encoder), raw),
+        }
+    )
+
+
+def _complete_transform(changes: dict[str, Any], encoder: ViTConfig, raw: RawRun) -> dict[str, Any]:
+    key: KeyPath = ("model", "image_transform")
+    values = {"size": encoder.image_size, "fill": mean_colour(encoder.pixel_mean)} | changes
+    transform = _validated(ImageTransformConfig, values, key, raw)
+    if transform.size != encoder.image_size:
+        place = f"{raw.origin((*key, 'size'))}: {format_key((*key, 'size'))}"
+        raise RunFileError(f"{place}: found {transform.size}, but the encoder takes images of {encoder.image_size}")
+    return transform.model_dump(mode="json")
+
+
+def _complete(
+    choice: EncoderChoice | DecoderChoice,
+    presets: dict[str, Any],
+    config_class: type[Config],
+    key: KeyPath,
+    raw: RawRun,
+) -> dict[str, Any]:
+    if choice.preset is not None and choice.preset not in presets:
+        place = f"{raw.origin((*key, 'preset'))}: {format_key((*key, 'preset'))}"
+        names = ", ".join(sorted(presets))
+        hint = suggest(choice.preset, presets)
+        raise RunFileError(f"{place}: there is no preset {choice.preset!r}.{hint} Presets: {names}.")
+    base: dict[str, Any] = {}
+    if choice.weights is not None:
+        base = architecture_of(choice.weights, config_class).model_dump()
+    elif choice.preset is not None:
+        base = presets[choice.preset].model_dump()
+    values = _overlay(base, choice.architecture)
+    return _validated(config_class, values, (*key, "architecture"), raw).model_dump(mode="json")
+
+
+def _validated(config_class: type[ConfigType], values: dict[str, Any], key: KeyPath, raw: RawRun) -> ConfigType:
+    try:
+        return config_class.model_validate(values)
+    except ValidationError as error:
+        raise RunFileError("\n".join(sentences(error, config_class, raw, key, values))) from None
+
+
+def _overlay(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for name, value in changes.items():
+        old = merged.get(name)
+        merged[name] = _overlay(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def multimodal_config(model: ModelChoice, tokens: int) -> MultimodalConfig:
+    """The model's architecture for a tokenizer of `tokens` entries.
+
+    The decoder's embedding grows to the next multiple of `vocabulary_multiple` where the tokenizer's entries exceed it.
+    """
+    decoder = DecoderConfig.model_validate(model.decoder.architecture)
+    if tokens > decoder.vocab_size:
+        multiple = model.decoder.vocabulary_multiple
+        decoder = decoder.model_copy(update={"vocab_size": -(-tokens // multiple) * multiple})
+    encoder = ViTConfig.model_validate(model.encoder.architecture)
+    return MultimodalConfig(encoder=encoder, connector=model.connector, decoder=decoder)
