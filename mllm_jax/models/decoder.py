@@ -33,13 +33,13 @@ class DecoderConfig(Config):
     """Key and value heads; each serves heads / kv_heads query heads."""
     head_width: int = Field(gt=0)
     feed_forward_width: int = Field(gt=0)
-    norm_epsilon: float = Field(1e-5, gt=0)
-    rope_theta: float = Field(10000.0, gt=0)
+    norm_epsilon: float = Field(default=1e-5, gt=0)
+    rope_theta: float = Field(default=10000.0, gt=0)
     """Base of the rotary frequencies."""
     rope_scaling: Llama3RotaryScaling | None = None
     tied_embeddings: bool = False
     """The output projection is the token embedding."""
-    max_positions: int = Field(2048, gt=0)
+    max_positions: int = Field(default=2048, gt=0)
     """Longest segment in tokens that the model was made for."""
     attention_bias: bool = False
     feed_forward_bias: bool = False

@@ -12,6 +12,7 @@ from data_pipelines.config_class import Config
 from mllm_jax.models.layers.activations import ActivationName
 from mllm_jax.models.layers.attention import SelfAttention
 from mllm_jax.models.layers.feed_forward import FeedForward
+from mllm_jax.models.layers.initializers import named
 from mllm_jax.models.layers.norms import layer_norm
 from mllm_jax.models.layers.positions import resize_positions
 from mllm_jax.models.layers.projection import Projection
@@ -45,14 +46,14 @@ class ViTConfig(Config):
     feed_forward_width: int = Field(gt=0)
     activation: ActivationName = "gelu"
     class_token: bool = True
-    registers: int = Field(0, ge=0)
+    registers: int = Field(default=0, ge=0)
     """Extra learned tokens without a position (https://arxiv.org/abs/2309.16588); never handed on."""
     patch_bias: bool = True
     pre_norm: bool = False
     """LayerNorm before the first block (CLIP)."""
     layer_scale: bool = False
     """A learned factor a channel on every residual branch (DINOv2)."""
-    norm_epsilon: float = Field(1e-6, gt=0)
+    norm_epsilon: float = Field(default=1e-6, gt=0)
     position_grid: tuple[int, int] | None = None
     """Rows and columns of patches that the stored position table covers; null: the image's own. Another grid is
     resized in the forward pass (bicubic), which keeps a pretrained table exact."""
@@ -123,8 +124,7 @@ class EncoderBlock(nn.Module):
     def _scaled(self, name: str, branch: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         if not self.config.layer_scale:
             return branch
-        initializer = nn.with_logical_partitioning(nn.initializers.ones, ("embed",))
-        scale = self.param(name, initializer, (self.config.width,), self.param_dtype)
+        scale = self.param(name, named(nn.initializers.ones, "embed"), (self.config.width,), self.param_dtype)
         return branch * scale.astype(branch.dtype)
 
 
@@ -166,8 +166,8 @@ class ViT(nn.Module):
         """[class token, registers, patches]; the registers alone have no position."""
         config = self.config
         normal = nn.initializers.truncated_normal(0.02)
-        along_width = nn.with_logical_partitioning(normal, ("embed",))
-        tokens_by_width = nn.with_logical_partitioning(normal, (None, "embed"))
+        along_width = named(normal, "embed")
+        tokens_by_width = named(normal, None, "embed")
         rows, _, width = patches.shape
         table_rows = config.table_grid[0] * config.table_grid[1] + int(config.class_token)
         table = self.param("position_embedding", tokens_by_width, (table_rows, width), self.param_dtype)

@@ -1,5 +1,7 @@
 """Finds the family of a `config.json`, and the family that one of our configs belongs to."""
 
+from typing import Any
+
 from mllm_jax.interop.families.clip import CLIP
 from mllm_jax.interop.families.dinov2 import DINOV2
 from mllm_jax.interop.families.family import Family, FamilyError, HuggingFaceConfig
@@ -38,17 +40,18 @@ def _by_model_type(config: HuggingFaceConfig, families: tuple[Family, ...], defa
     raise FamilyError(f"model_type is {model_type!r} in config.json; {', '.join(known)} can be imported.")
 
 
-def family_of_config(config: ModelConfig) -> Family:
+def family_of_config(config: ModelConfig) -> Family[Any]:
     """The family as which a model of ours can be exported.
 
     Raises:
         FamilyError: it is like no family; the message says why for each.
     """
     if isinstance(config, MultimodalConfig):
-        family = llava(family_of_config(config.encoder), family_of_config(config.decoder))
-        family.to_hugging_face(config)
-        return family
+        whole = llava(family_of_config(config.encoder), family_of_config(config.decoder))
+        whole.to_hugging_face(config)
+        return whole
     reasons = []
+    family: Family[Any]
     for family in _CANDIDATES[type(config)]:
         try:
             family.to_hugging_face(config)
@@ -60,4 +63,4 @@ def family_of_config(config: ModelConfig) -> Family:
     raise FamilyError(f"This {type(config).__name__} is like no family that can be exported:\n  {listed}")
 
 
-_CANDIDATES: dict[type, tuple[Family, ...]] = {ViTConfig: ENCODER_FAMILIES, DecoderConfig: DECODER_FAMILIES}
+_CANDIDATES: dict[type, tuple[Family[Any], ...]] = {ViTConfig: ENCODER_FAMILIES, DecoderConfig: DECODER_FAMILIES}

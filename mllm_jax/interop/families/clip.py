@@ -8,7 +8,7 @@ from mllm_jax.interop.rules import CONVOLUTION, FLAT, LINEAR, LINEAR_FROM_HEADS,
 from mllm_jax.models.presets import CLIP_MEAN, CLIP_STD
 from mllm_jax.models.vit import ViTConfig
 
-_DEFAULTS = {
+_DEFAULTS: dict[str, Any] = {
     "hidden_size": 768,
     "intermediate_size": 3072,
     "num_hidden_layers": 12,

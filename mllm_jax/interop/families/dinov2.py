@@ -9,7 +9,7 @@ from mllm_jax.interop.rules import CONVOLUTION, FLAT, LINEAR, LINEAR_FROM_HEADS,
 from mllm_jax.models.presets import IMAGENET_MEAN, IMAGENET_STD
 from mllm_jax.models.vit import ViTConfig
 
-_DEFAULTS = {
+_DEFAULTS: dict[str, Any] = {
     "hidden_size": 768,
     "mlp_ratio": 4,
     "num_hidden_layers": 12,

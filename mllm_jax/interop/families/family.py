@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from mllm_jax.interop.rules import Table
 from mllm_jax.models.parameters import ModelConfig
@@ -11,19 +11,22 @@ HuggingFaceConfig = Mapping[str, Any]
 """The content of a `config.json`, or of a part of it."""
 
 
+ConfigType = TypeVar("ConfigType", bound=ModelConfig)
+
+
 class FamilyError(ValueError):
     """A config that cannot be carried over; the message names the key and the values that can."""
 
 
 @dataclass(frozen=True)
-class Family:
+class Family(Generic[ConfigType]):
     name: str
     model_types: tuple[str, ...]
     """Values of `model_type` in a `config.json` that belong to this family."""
     table: Table
-    from_hugging_face: Callable[[HuggingFaceConfig], ModelConfig]
+    from_hugging_face: Callable[[HuggingFaceConfig], ConfigType]
     """Raises FamilyError where their model does something ours does not."""
-    to_hugging_face: Callable[[ModelConfig], dict[str, Any]]
+    to_hugging_face: Callable[[ConfigType], dict[str, Any]]
     """Raises FamilyError where our config is not one of this family."""
 
 

@@ -7,7 +7,7 @@ from mllm_jax.interop.rules import FLAT, LINEAR, LINEAR_FROM_HEADS, Rule, Table
 from mllm_jax.models.decoder import DecoderConfig
 from mllm_jax.models.layers.rotary import Llama3RotaryScaling
 
-_DEFAULTS = {
+_DEFAULTS: dict[str, Any] = {
     "vocab_size": 32000,
     "hidden_size": 4096,
     "intermediate_size": 11008,
@@ -15,6 +15,7 @@ _DEFAULTS = {
     "num_attention_heads": 32,
     "max_position_embeddings": 2048,
     "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
 }
 """What transformers takes for a key that a config.json leaves out."""
 
@@ -48,7 +49,8 @@ TABLE = Table(
 
 
 def from_hugging_face(config: HuggingFaceConfig) -> DecoderConfig:
-    config = _DEFAULTS | {key: value for key, value in config.items() if value is not None}
+    given: dict[str, Any] = {key: value for key, value in config.items() if value is not None}
+    config = _DEFAULTS | given
     require("LLaMA", config, hidden_act="silu")
     heads = config["num_attention_heads"]
     theta, scaling = _rotary(config)
@@ -72,8 +74,8 @@ def from_hugging_face(config: HuggingFaceConfig) -> DecoderConfig:
 
 def _rotary(config: HuggingFaceConfig) -> tuple[float, Llama3RotaryScaling | None]:
     """From `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (before)."""
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    theta = rope.get("rope_theta", config.get("rope_theta", 10000.0))
+    rope: dict[str, Any] = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    theta = rope.get("rope_theta", config["rope_theta"])
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "default":
         return theta, None

@@ -6,6 +6,7 @@ from mllm_jax.interop.families.family import Family, FamilyError, HuggingFaceCon
 from mllm_jax.interop.families.vision import ACTIVATION_NAMES, our_activation
 from mllm_jax.interop.rules import LINEAR, Rule, Table
 from mllm_jax.models.connectors.mlp import MLPConfig
+from mllm_jax.models.decoder import DecoderConfig
 from mllm_jax.models.multimodal import MultimodalConfig, image_tokens
 from mllm_jax.models.vit import FeatureConfig, ViTConfig
 
@@ -24,7 +25,7 @@ _CONNECTOR = (
 )
 
 
-def llava(encoder: Family, decoder: Family) -> Family:
+def llava(encoder: Family[ViTConfig], decoder: Family[DecoderConfig]) -> Family[MultimodalConfig]:
     """The family of LLaVA models made of two families."""
     table = (
         Table((), _TRANSFORMERS_5)

@@ -8,7 +8,7 @@ from mllm_jax.interop.families.vision import ACTIVATION_NAMES, image_size, our_a
 from mllm_jax.interop.rules import CONVOLUTION, Rule, Table
 from mllm_jax.models.vit import ViTConfig
 
-_DEFAULTS = {
+_DEFAULTS: dict[str, Any] = {
     "hidden_size": 768,
     "intermediate_size": 3072,
     "num_hidden_layers": 12,

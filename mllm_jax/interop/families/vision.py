@@ -15,15 +15,15 @@ ACTIVATION_NAMES: dict[ActivationName, str] = {
 }
 """Our name of an activation -> transformers' name."""
 
-_OTHER_SPELLINGS = {"gelu_new": "gelu_tanh", "swish": "silu"}
+_OTHER_SPELLINGS: dict[str, ActivationName] = {"gelu_new": "gelu_tanh", "swish": "silu"}
 
 
 def our_activation(name: str) -> ActivationName:
     """Raises FamilyError for an activation we do not have."""
-    ours = {theirs: ours for ours, theirs in ACTIVATION_NAMES.items()} | _OTHER_SPELLINGS
-    if name not in ours:
-        raise FamilyError(f"The activation {name!r} is not known; {', '.join(sorted(ours))} are.")
-    return ours[name]
+    known = {theirs: ours for ours, theirs in ACTIVATION_NAMES.items()} | _OTHER_SPELLINGS
+    if name not in known:
+        raise FamilyError(f"The activation {name!r} is not known; {', '.join(sorted(known))} are.")
+    return known[name]
 
 
 def image_size(config: HuggingFaceConfig) -> tuple[int, int]:

@@ -18,7 +18,7 @@ KERNEL_AXES = (("embed",), ("feed_forward",))
 
 class MLPConfig(Config):
     kind: Literal["mlp"] = "mlp"
-    depth: int = Field(2, ge=2)
+    depth: int = Field(default=2, ge=2)
     """Linear layers; all but the first are square."""
     activation: ActivationName = "gelu"
     bias: bool = True

@@ -4,6 +4,8 @@ from typing import Any
 
 import flax.linen as nn
 
+from mllm_jax.models.layers.initializers import named
+
 
 def layer_norm(epsilon: float, dtype: Any, param_dtype: Any, name: str | None = None) -> nn.LayerNorm:
     """LayerNorm over the model width, with scale and bias."""
@@ -13,8 +15,8 @@ def layer_norm(epsilon: float, dtype: Any, param_dtype: Any, name: str | None = 
         param_dtype=param_dtype,
         # E[x^2] - E[x]^2 loses digits when the mean is large, as it is in the residual stream of a ViT.
         use_fast_variance=False,
-        scale_init=nn.with_logical_partitioning(nn.initializers.ones, ("embed",)),
-        bias_init=nn.with_logical_partitioning(nn.initializers.zeros, ("embed",)),
+        scale_init=named(nn.initializers.ones, "embed"),
+        bias_init=named(nn.initializers.zeros, "embed"),
         name=name,
     )
 
@@ -25,6 +27,6 @@ def rms_norm(epsilon: float, dtype: Any, param_dtype: Any, name: str | None = No
         epsilon=epsilon,
         dtype=dtype,
         param_dtype=param_dtype,
-        scale_init=nn.with_logical_partitioning(nn.initializers.ones, ("embed",)),
+        scale_init=named(nn.initializers.ones, "embed"),
         name=name,
     )

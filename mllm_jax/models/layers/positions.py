@@ -1,7 +1,12 @@
 """Resizing a table of learned positions to another grid of patches."""
 
+from typing import TypeVar
+
+import jax
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
+
+AnyArray = TypeVar("AnyArray", jax.Array, np.ndarray)
 
 CUBIC_A = -0.75
 """The cubic's free parameter, as in torch and OpenCV (Pillow and jax.image take -0.5)."""
@@ -29,8 +34,8 @@ def _cubic(distance: np.ndarray) -> np.ndarray:
 
 
 def resize_positions(
-    table: Float[Array, "T D"], source: tuple[int, int], target: tuple[int, int]
-) -> Float[Array, "U D"]:
+    table: Float[AnyArray, "T D"], source: tuple[int, int], target: tuple[int, int]
+) -> Float[AnyArray, "U D"]:
     """Resizes the patches' part of a position table from `source` rows and columns to `target`.
 
     Rows of the table before the last `source[0] * source[1]` (a class token) are kept as they are. Works on NumPy

@@ -7,6 +7,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from mllm_jax.models.layers.initializers import named
+
 AxisNames = tuple[str | None, ...]
 
 
@@ -34,12 +36,12 @@ class Projection(nn.Module):
         initializer = nn.initializers.truncated_normal(1.0 / math.sqrt(math.prod(inputs.shape[-contracted:])))
         kernel = self.param(
             "kernel",
-            nn.with_logical_partitioning(initializer, (*self.input_axes, *self.output_axes)),
+            named(initializer, *self.input_axes, *self.output_axes),
             kernel_shape,
             self.param_dtype,
         )
         outputs = jnp.tensordot(inputs.astype(self.dtype), kernel.astype(self.dtype), axes=contracted)
         if self.bias:
-            zeros = nn.with_logical_partitioning(nn.initializers.zeros, self.output_axes)
+            zeros = named(nn.initializers.zeros, *self.output_axes)
             outputs = outputs + self.param("bias", zeros, self.shape, self.param_dtype).astype(self.dtype)
         return outputs

@@ -12,13 +12,13 @@ from data_pipelines.config_class import Config
 class Llama3RotaryScaling(Config):
     """LLaMA 3.1's stretch of the low frequencies, which lets a model read beyond the length it was trained at."""
 
-    factor: float = Field(8.0, gt=0)
+    factor: float = Field(default=8.0, gt=0)
     """How much the lowest frequencies are slowed."""
-    low_frequency_factor: float = Field(1.0, gt=0)
+    low_frequency_factor: float = Field(default=1.0, gt=0)
     """Frequencies with fewer turns than this within `original_positions` are slowed by the whole factor."""
-    high_frequency_factor: float = Field(4.0, gt=0)
+    high_frequency_factor: float = Field(default=4.0, gt=0)
     """Frequencies with more turns than this are left as they are; between the two, interpolated."""
-    original_positions: int = Field(8192, gt=0)
+    original_positions: int = Field(default=8192, gt=0)
     """Length in tokens of the training before the stretch."""
 
 

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int
 
+from mllm_jax.models.layers.initializers import named
+
 LOGIT_AXES = ("rows", "tokens", "vocabulary_activation")
 
 
@@ -26,7 +28,7 @@ class TokenEmbedding(nn.Module):
     param_dtype: Any = jnp.float32
 
     def setup(self):
-        initializer = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("vocabulary", "embed"))
+        initializer = named(nn.initializers.normal(0.02), "vocabulary", "embed")
         self.embedding = self.param("embedding", initializer, (self.vocab_size, self.width), self.param_dtype)
 
     def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
@@ -45,6 +47,6 @@ class TokenOutput(nn.Module):
 
     @nn.compact
     def __call__(self, hidden: Float[Array, "B T D"]) -> Float32[Array, "B T V"]:
-        initializer = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("embed", "vocabulary"))
+        initializer = named(nn.initializers.normal(0.02), "embed", "vocabulary")
         kernel = self.param("kernel", initializer, (hidden.shape[-1], self.vocab_size), self.param_dtype)
         return _logits(hidden, kernel, 0, self.dtype)
