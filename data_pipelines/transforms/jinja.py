@@ -36,6 +36,7 @@ def jinja(template: ChatTemplate, tokenizer: Tokenizer) -> str:
     in_user = "{% if loop.first %}" + system + "{% endif %}" if template.system_in_user else ""
     user_content = "images(message)" if template.user.images_only else "content(message)"
     answer = template.assistant
+    before, moved = _moved_space(answer.before, tokenizer)
     return "".join(
         [
             "{% set image = " + _literal(IMAGE_TOKEN) + " %}",
@@ -49,11 +50,9 @@ def jinja(template: ChatTemplate, tokenizer: Tokenizer) -> str:
             "{% for message in turns %}{% if message['role'] == 'user' %}",
             write(template.user.before) + in_user + "{{ " + user_content + " }}" + write(template.user.after),
             "{% elif message['role'] == 'assistant' %}",
-            write(answer.before),
-            "{% generation %}{% set text = content(message) %}{% if text %}",
-            write((answer.lead,)) + "{{ text }}" + write((answer.tail,)),
-            "{% endif %}" + write(answer.end) + "{% endgeneration %}",
-            write(answer.after),
+            write(before) + "{% set text = content(message) %}",
+            "{% generation %}{% if text %}" + write((moved, answer.lead)) + "{{ text }}" + write((answer.tail,)),
+            "{% endif %}" + write(answer.end) + "{% endgeneration %}" + write(answer.after),
             "{% else %}{{ raise_exception('A system turn may only stand first.') }}{% endif %}{% endfor %}",
             "{% if add_generation_prompt %}" + write(answer.before) + "{% endif %}",
         ]
@@ -94,6 +93,20 @@ def _system(template: ChatTemplate, write: _Writer) -> str:
         + write(template.system.after)
         + "{% endif %}"
     )
+
+
+def _moved_space(pieces: tuple[Piece, ...], tokenizer: Tokenizer) -> tuple[tuple[Piece, ...], str]:
+    """The pieces before an answer, and their last character if it is white space that the answer's first token takes.
+
+    That is so for a tokenizer that drops white space at the end of a text: what is written before an answer has no such
+    token, so the one made of it belongs to the answer.
+    """
+    last = pieces[-1] if pieces else None
+    if not isinstance(last, str) or last == last.rstrip():
+        return pieces, ""
+    if tokenizer.encode(last, start=False) != tokenizer.encode(last.rstrip(), start=False):
+        return pieces, ""
+    return (*pieces[:-1], last[:-1]), last[-1]
 
 
 def _opens_with_text(template: ChatTemplate) -> bool:

@@ -3,15 +3,16 @@
 import functools
 import inspect
 import io
-import json
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import sentencepiece
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from data_pipelines.tokenizer import Tokenizer, load_tokenizer
+from data_pipelines.tokenizers.sentencepiece_model import tokenizer_json_from_sentencepiece
 from data_pipelines.tokenizers.training import TokenizerTrainingConfig, train_sentencepiece
 
 CHAT_TOKENS = (
@@ -43,7 +44,7 @@ def sentencepiece_model(kind: str) -> bytes:
 
 @functools.cache
 def byte_level_json(kind: str) -> str:
-    """A byte-level BPE with GPT-2's (bytes) or Llama 3's (llama3) splitting; its start token is not in its vocabulary."""
+    """A byte-level BPE with GPT-2's (bytes) or Llama 3's (llama3) splitting, without a start token."""
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     if kind == "llama3":
@@ -53,7 +54,8 @@ def byte_level_json(kind: str) -> str:
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=500, initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterator(CORPUS, trainer)
+    # Two newlines at the end of a text make a token of their own, as they are in GPT-2.
+    tokenizer.train_from_iterator([*CORPUS, *["assistant\n\n"] * 50], trainer)
     tokenizer.add_special_tokens(["<|endoftext|>"])
     return tokenizer.to_str()
 
@@ -69,24 +71,13 @@ def write_tokenizer(kind: str, folder: Path) -> Path:
     return path
 
 
-def legacy_llama_json() -> dict:
+def legacy_llama_json() -> dict[str, Any]:
     """The small BPE in the form that LLaMA's tokenizer.json once had: a normalizer puts a space before every text."""
-    path_free = json.loads(json.dumps(json.loads(_loaded_json("bpe"))))
-    path_free["pre_tokenizer"] = None
-    path_free["normalizer"] = {
-        "type": "Sequence",
-        "normalizers": [
-            {"type": "Prepend", "prepend": "▁"},
-            {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
-        ],
-    }
-    return path_free
-
-
-def _loaded_json(kind: str) -> str:
-    from data_pipelines.tokenizers.sentencepiece_model import tokenizer_json_from_sentencepiece
-
-    return json.dumps(tokenizer_json_from_sentencepiece(sentencepiece_model(kind), kind)[0])
+    contents, _ = tokenizer_json_from_sentencepiece(sentencepiece_model("bpe"), "bpe")
+    prepend = {"type": "Prepend", "prepend": "▁"}
+    replace = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+    normalizer = {"type": "Sequence", "normalizers": [prepend, replace]}
+    return contents | {"pre_tokenizer": None, "normalizer": normalizer}
 
 
 def small_tokenizer(kind: str, folder: Path) -> Tokenizer:
