@@ -41,11 +41,11 @@ class Storage:
 
     def size(self, path: str) -> int:
         """Returns a file's length in bytes."""
-        return self._retried(lambda: self._handle(path).size(), f"the size of {path}")
+        return self._retried(lambda: self._handle(path).size(), path, 0)
 
     def read(self, path: str, offset: int, length: int) -> bytes:
         """Returns up to `length` bytes from `offset`; fewer only at the end of the file."""
-        return self._retried(lambda: self._handle(path).read(offset, length), f"{path} at byte {offset}")
+        return self._retried(lambda: self._handle(path).read(offset, length), path, offset)
 
     def read_range(self, place: ByteRange) -> bytes:
         """Returns exactly the bytes of a range.
@@ -66,7 +66,7 @@ class Storage:
         """Lets go of every open file."""
         self._handle.cache_clear()
 
-    def _retried(self, action: Callable[[], Result], what: str) -> Result:
+    def _retried(self, action: Callable[[], Result], path: str, offset: int) -> Result:
         for attempt in range(self._attempts):
             try:
                 return action()
@@ -74,7 +74,9 @@ class Storage:
                 raise
             except OSError as error:
                 if attempt + 1 == self._attempts:
-                    raise OSError(f"could not read {what} after {self._attempts} attempts: {error}") from error
+                    raise OSError(
+                        f"could not read {path} at byte {offset} after {self._attempts} attempts: {error}"
+                    ) from error
                 self._sleep(self._first_wait * 2**attempt * random.uniform(1.0, 1.5))
         raise AssertionError("unreachable")
 

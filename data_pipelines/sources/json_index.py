@@ -19,7 +19,10 @@ RECORD_LIMIT = 1 << 26
 """Bytes that one record may take; a longer one is a quote or bracket that never closes."""
 
 _VERSION = 1
-_STRUCTURE = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[{}\[\]"]', re.DOTALL)
+_STRING = rb'"(?:[^"\\]++|\\.)*+"'
+# Possessive throughout, so that a quote which never closes costs one scan.
+_NEXT_BRACKET = re.compile(rb'(?:[^"{}\[\]]++|' + _STRING + rb')*+([{}\[\]"]|\Z)', re.DOTALL)
+_SCALAR = re.compile(_STRING + rb'|[^,\s"][^,"]*|"', re.DOTALL)
 _WHITE = b" \t\r\n"
 
 
@@ -79,46 +82,37 @@ def _lines(path: str, size: int, storage: Storage, chunk: int) -> Iterator[tuple
 
 
 def _array(path: str, size: int, storage: Storage, chunk: int) -> Iterator[tuple[int, int]]:
-    depth = 0
-    begin = after = 0
-    for token, start, end in _tokens(path, size, storage, chunk):
-        if token == b'"':
+    depth = begin = after = 0
+    for bracket, at in _brackets(path, size, storage, chunk):
+        if bracket == b'"':
             break
-        if depth == 0:
-            if token != b"[" or after:
-                break
-            depth, after = 1, end
-            continue
-        if depth == 1:
-            yield from _between(path, storage, after, start)
-            begin = after = start
-        if token in (b"{", b"["):
+        if bracket in b"{[":
+            if depth == 1:
+                yield from _scalars(path, storage, after, at)
+                begin = at
             depth += 1
-        elif token in (b"}", b"]"):
-            depth -= 1
-            if depth == 0:
-                rest = storage.read(path, end, 4096).strip(_WHITE)
-                if rest:
-                    yield end, -1
-                return
+            after = at + 1 if depth == 1 else after
+            continue
+        depth -= 1
         if depth == 1:
-            yield begin, end - begin
-            after = end
+            after = at + 1
+            yield begin, after - begin
+        elif depth == 0:
+            yield from _scalars(path, storage, after, at)
+            if storage.read(path, at + 1, 4096).strip(_WHITE):
+                yield at + 1, -1
+            return
     yield after, -1
 
 
-def _between(path: str, storage: Storage, start: int, end: int) -> Iterator[tuple[int, int]]:
-    """What stands between two elements is a comma; anything else (a number, null) is an element that is no object."""
-    gap = storage.read(path, start, min(end - start, RECORD_LIMIT)) if end - start > 1 else b","
-    position = start
-    for piece in gap.split(b","):
-        if piece.strip(_WHITE):
-            yield position, len(piece)
-        position += len(piece) + 1
+def _scalars(path: str, storage: Storage, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Yields what stands between two bracketed elements besides a comma: numbers, strings, null."""
+    for match in _SCALAR.finditer(storage.read(path, start, min(end - start, RECORD_LIMIT))):
+        yield start + match.start(), match.end() - match.start()
 
 
-def _tokens(path: str, size: int, storage: Storage, chunk: int) -> Iterator[tuple[bytes, int, int]]:
-    """Yields (first byte, start, end) of strings and brackets; a lone quote is a string that never closes."""
+def _brackets(path: str, size: int, storage: Storage, chunk: int) -> Iterator[tuple[bytes, int]]:
+    """Yields each bracket outside strings and its offset; a quote at last if a string never closes."""
     pending, base, position = b"", 0, 0
     while position < size:
         piece = storage.read(path, position, chunk)
@@ -127,19 +121,20 @@ def _tokens(path: str, size: int, storage: Storage, chunk: int) -> Iterator[tupl
         position += len(piece)
         text = pending + piece
         end = 0
-        for match in _STRUCTURE.finditer(text):
-            if match.end() - match.start() == 1 and text[match.start()] == 0x22:
-                end = match.start()
+        for match in _NEXT_BRACKET.finditer(text):
+            bracket = match[1]
+            if not bracket:
+                break
+            if bracket == b'"':
+                end = match.end() - 1
                 break
             end = match.end()
-            yield (b"s" if end - match.start() > 1 else match.group()), base + match.start(), base + end
-        else:
-            end = max(end, len(text))
+            yield bracket, base + end - 1
         pending, base = text[end:], base + end
         if len(pending) > RECORD_LIMIT:
             break
-    if pending:
-        yield b'"', base, base + 1
+    if pending.startswith(b'"'):
+        yield b'"', base
 
 
 def _write(target: Path, spans: array) -> None:

@@ -110,19 +110,18 @@ class _TruncatedError(Exception):
 
 def _parse(header: bytes) -> tuple[bytes, str, int]:
     """Returns (type flag, name, size) of one header block."""
-    stated = _octal(header[148:156])
+    checksum = header[148:156]
+    stated = _octal(checksum)
     # The sum of all bytes modulo 255, in C: it sees every change of a header but 0x00 against 0xff.
-    modulo = (int.from_bytes(header, "little") - int.from_bytes(header[148:156], "little") * (1 << 8 * 148)) % 255
-    if stated is None or ((modulo + 8 * 32 - stated) % 255 and not _signed_sum_is(header, stated)):
+    total = int.from_bytes(header, "little") - int.from_bytes(checksum, "little") + 8 * 32
+    if stated is None or ((total - stated) % 255 and not _signed_sum_is(header, stated)):
         raise _HeaderError(f"the header's checksum is wrong ({_looks_like(header)})")
     field = header[124:136]
     size = int.from_bytes(field[1:], "big") if field[0] == 0x80 else _octal(field)
     if size is None:
         raise _HeaderError(f"the size field holds {field!r}")
-    raw = header[:100]
-    end = raw.find(b"\0")
-    if end >= 0:
-        raw = raw[:end]
+    end = header.find(b"\0", 0, 100)
+    raw = header[: end if end >= 0 else 100]
     if header[345] and header[257:263] == b"ustar\0":
         raw = header[345:500].split(b"\0", 1)[0] + b"/" + raw
     return header[156:157], raw.decode("utf-8", "backslashreplace"), size
@@ -130,9 +129,12 @@ def _parse(header: bytes) -> tuple[bytes, str, int]:
 
 def _octal(field: bytes) -> int | None:
     digits = field.strip(b" \0")
-    if not digits:
-        return 0
-    return int(digits, 8) if digits.isdigit() and b"8" not in digits and b"9" not in digits else None
+    if not digits.isdigit():
+        return None if digits else 0
+    try:
+        return int(digits, 8)
+    except ValueError:
+        return None
 
 
 def _signed_sum_is(header: bytes, stated: int) -> bool:

@@ -46,3 +46,9 @@ def test_any_bytes_give_places_inside_the_file(data):
 
 def test_a_quote_that_never_closes_costs_one_scan():
     assert spans(b'[{"a": 1}, {"b": "' + b"x" * 2_000_000)[-1][1] == -1
+
+
+def test_numbers_and_null_are_elements_too():
+    data = b'[0, {"a": 1}, null,2]'
+    found = [data[offset : offset + length].strip() for offset, length in spans(data)]
+    assert found == [b"0", b'{"a": 1}', b"null", b"2"]
