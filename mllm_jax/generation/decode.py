@@ -4,8 +4,9 @@ The prefill reads the prompts (images included) into a cache; a step then feeds 
 the next. Rows are right-padded prompts of different lengths, each with its own place in the cache.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -84,7 +85,7 @@ def stream(
     """
     decoder, decoder_parameters = _decoder_of(model, parameters)
     for prompt in prompts:
-        _check_prompt(model, prompt, decoder.config.max_positions, config.max_new_tokens)
+        check_prompt(model, prompt, config.max_new_tokens)
     batch, lengths = pad_prompts(prompts, *_image_shape(model), bucket(len(prompts)))
     capacity = bucket(batch.tokens.shape[1] + config.max_new_tokens)
     tokens, cache = _prefill(model, parameters, batch, lengths, key, config.sampling, capacity)
@@ -94,6 +95,26 @@ def stream(
         yield np.asarray(tokens)[: len(prompts)]
         tokens = following
     yield np.asarray(tokens)[: len(prompts)]
+
+
+def check_prompt(model: LanguageModel, prompt: Prompt, max_new_tokens: int) -> None:
+    """Check that the model can read the prompt and answer it.
+
+    Raises:
+        ValueError: as `generate`.
+    """
+    length = len(prompt.tokens)
+    decoder = model.config if isinstance(model, Decoder) else model.config.decoder
+    max_positions = decoder.max_positions
+    if not length:
+        raise ValueError("found an empty prompt, expected at least one token to continue.")
+    if length + max_new_tokens > max_positions:
+        raise ValueError(
+            f"the prompt has {length} tokens, and {max_new_tokens} more may be generated, but the model was made for "
+            f"{max_positions} positions: shorten the prompt or lower max_new_tokens."
+        )
+    if prompt.images and isinstance(model, Decoder):
+        raise ValueError("the prompt has an image, but this model is a language model without a vision encoder.")
 
 
 def _decoder_of(model: LanguageModel, parameters: Parameters) -> tuple[Decoder, Parameters]:
@@ -107,21 +128,12 @@ def _image_shape(model: LanguageModel) -> tuple[int, tuple[int, int]]:
     return (0, (0, 0)) if isinstance(model, Decoder) else (image_tokens(model.config), model.config.encoder.image_size)
 
 
-def _check_prompt(model: LanguageModel, prompt: Prompt, max_positions: int, max_new_tokens: int) -> None:
-    length = len(prompt.tokens)
-    if not length:
-        raise ValueError("found an empty prompt, expected at least one token to continue.")
-    if length + max_new_tokens > max_positions:
-        raise ValueError(
-            f"the prompt has {length} tokens, and {max_new_tokens} more may be generated, but the model was made for "
-            f"{max_positions} positions: shorten the prompt or lower max_new_tokens."
-        )
-    if prompt.images and isinstance(model, Decoder):
-        raise ValueError("the prompt has an image, but this model is a language model without a vision encoder.")
+def _applied(model: LanguageModel, parameters: Parameters) -> Callable[..., Any]:
+    return partial(model.apply, {"params": parameters})
 
 
 def _embed(model: LanguageModel, parameters: Parameters, batch: Batch) -> Float[Array, "B T D"]:
-    apply = partial(model.apply, {"params": parameters})
+    apply = _applied(model, parameters)
     if isinstance(model, Decoder):
         return apply(batch.tokens, method="embed")
     features = apply(batch.images, batch.image_mask, method="encode_images")
@@ -140,7 +152,7 @@ def _prefill(
 ) -> tuple[Int[Array, " B"], KVCache]:
     """The first token after every prompt, and a cache that holds the prompts."""
     decoder, decoder_parameters = _decoder_of(model, parameters)
-    apply = partial(decoder.apply, {"params": decoder_parameters})
+    apply = _applied(decoder, decoder_parameters)
     cache = make_cache(decoder.config, len(lengths), capacity, decoder.dtype)
     hidden, cache = apply(_embed(model, parameters, batch), batch.segment_ids, batch.positions, cache)
     last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)
@@ -158,7 +170,7 @@ def _step(
     sampling: SamplingConfig,
 ) -> tuple[Int[Array, " B"], KVCache]:
     """The token that follows `tokens`, and the cache with `tokens` in it."""
-    apply = partial(decoder.apply, {"params": parameters})
+    apply = _applied(decoder, parameters)
     fed = tokens[:, None]
     hidden, cache = apply(apply(fed, method="embed"), jnp.ones_like(fed), cache.lengths[:, None], cache)
     return sample(apply(hidden, method="logits")[:, 0], jax.random.fold_in(key, index), sampling), cache

@@ -13,7 +13,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mllm_jax.interop.adjustments import Adjustment
-from mllm_jax.interop.rules import Table, Tensor, tensors
+from mllm_jax.interop.rules import Shape, Table, Tensor, tensors
 from mllm_jax.interop.safetensors_folder import SafetensorsFolder, WeightsError, write_folder
 
 Tree = dict[str, Any]
@@ -46,22 +46,57 @@ def load(
         FileNotFoundError: where there are no weights.
     """
     adjustments = adjustments or {}
-    leaves = flatten_dict(abstract, sep="/")
     placed = flatten_dict(shardings, sep="/") if shardings is not None else {}
-    wanted, uncovered = tensors(table, {path: _before(leaf, adjustments.get(path)) for path, leaf in leaves.items()})
+    formats = {path: np.dtype(leaf.dtype) for path, leaf in flatten_dict(abstract, sep="/").items()}
     with SafetensorsFolder(Path(folder)) as source:
-        names = _canonical_names(source, table)
-        ignored = _check(source, table, wanted, names, uncovered)
-        parameters = {}
-        for path, parts in groupby(wanted, key=lambda tensor: tensor.path):
-            leaf = _assemble(source, names, list(parts), leaves[path], adjustments.get(path))
-            parameters[path] = _place(leaf, placed.get(path))
+        reading = Reading(source, table, abstract, adjustments)
+        parameters = {
+            path: _place(array.astype(formats[path], copy=False), placed.get(path)) for path, array in reading.arrays()
+        }
     adjusted = tuple(f"{path}: {adjustment.describe()}" for path, adjustment in adjustments.items())
-    return Loaded(unflatten_dict(parameters, sep="/"), adjusted, ignored)
+    return Loaded(unflatten_dict(parameters, sep="/"), adjusted, reading.ignored)
 
 
-def _before(leaf: Any, adjustment: Adjustment | None) -> Any:
-    return leaf if adjustment is None else jax.ShapeDtypeStruct(adjustment.source_shape(leaf.shape), leaf.dtype)
+class Reading:
+    """A folder whose tensors were found to fit, to be read a parameter at a time in the formats that it stores."""
+
+    def __init__(
+        self,
+        source: SafetensorsFolder,
+        table: Table,
+        abstract: Tree,
+        adjustments: Mapping[str, Adjustment] | None = None,
+    ):
+        """Checks every tensor; raises WeightsError as `load`. `source` must be open."""
+        self._source, self._adjustments = source, adjustments or {}
+        leaves = flatten_dict(abstract, sep="/")
+        self._shapes = {path: _shape_before(leaf.shape, self._adjustments.get(path)) for path, leaf in leaves.items()}
+        before = {path: jax.ShapeDtypeStruct(shape, leaves[path].dtype) for path, shape in self._shapes.items()}
+        self._wanted, uncovered = tensors(table, before)
+        self._names = _canonical_names(source, table)
+        self.ignored = _check(source, table, self._wanted, self._names, uncovered)
+        """Names of tensors in the folder that the family knows and our model does not use."""
+
+    def arrays(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Yields the path and the value of every parameter."""
+        for path, parts in groupby(self._wanted, key=lambda tensor: tensor.path):
+            array = self._assemble(list(parts), self._shapes[path])
+            adjustment = self._adjustments.get(path)
+            yield path, array if adjustment is None else adjustment.apply(array)
+
+    def _assemble(self, parts: list[Tensor], shape: Shape) -> np.ndarray:
+        """One whole parameter on the host."""
+        first = self._source.read(self._names[parts[0].name])
+        if parts[0].layer is None:
+            return parts[0].layout.to_ours(first, shape)
+        stacked = np.empty(shape, first.dtype)
+        for part in parts:
+            stacked[part.layer] = part.layout.to_ours(self._source.read(self._names[part.name]), shape[1:])
+        return stacked
+
+
+def _shape_before(shape: Shape, adjustment: Adjustment | None) -> Shape:
+    return shape if adjustment is None else adjustment.source_shape(shape)
 
 
 def _canonical_names(source: SafetensorsFolder, table: Table) -> dict[str, str]:
@@ -103,20 +138,6 @@ def _check(
             "overrides it."
         )
     return tuple(sorted(names[name] for name in others))
-
-
-def _assemble(
-    source: SafetensorsFolder, names: dict[str, str], parts: list[Tensor], leaf: Any, adjustment: Adjustment | None
-) -> np.ndarray:
-    """One whole parameter on the host."""
-    shape, dtype = _before(leaf, adjustment).shape, np.dtype(leaf.dtype)
-    if parts[0].layer is None:
-        array = parts[0].layout.to_ours(source.read(names[parts[0].name]), shape)
-        return (array if adjustment is None else adjustment.apply(array)).astype(dtype)
-    stacked = np.empty(shape, dtype)
-    for part in parts:
-        stacked[part.layer] = part.layout.to_ours(source.read(names[part.name]), shape[1:])
-    return stacked
 
 
 def _place(array: np.ndarray, sharding: Any) -> jax.Array:

@@ -1,0 +1,140 @@
+"""From conversations to answers: what chat, batch generation and evaluation share."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+
+from data_pipelines.record import ImagePart, Part, Record, TextPart
+from data_pipelines.storage import Storage
+from data_pipelines.tokenizer import Tokenizer
+from data_pipelines.transforms.chat_template import render_prompt, stop_ids
+from data_pipelines.transforms.image import ImageTransformConfig, decode_image
+from data_pipelines.transforms.templates import ChatTemplate
+from mllm_jax.generation.decode import DecodingConfig, LanguageModel, check_prompt, generate, stream
+from mllm_jax.generation.prompts import Prompt
+from mllm_jax.interop.model_folder import LoadedModel
+from mllm_jax.models.multimodal import MultimodalConfig, image_tokens
+from mllm_jax.models.parameters import make_model
+from mllm_jax.models.vit import ViTConfig
+
+IMAGE_MARK = "<image>"
+
+UNFINISHED_CHARACTER = "\N{REPLACEMENT CHARACTER}"
+"""What a tokenizer decodes the first bytes of a character to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a model said."""
+
+    text: str
+    """Without surrounding white space and special tokens."""
+    tokens: tuple[int, ...]
+    """Without the stop token."""
+    finished: bool
+    """Whether the model ended its turn; False when `max_new_tokens` cut it off."""
+
+
+class Answerer:
+    """A loaded model with everything that asking it takes."""
+
+    def __init__(self, loaded: LoadedModel, decoding: DecodingConfig) -> None:
+        """Check that the model can be talked with.
+
+        Raises:
+            ValueError: a vision encoder alone, or a folder without a tokenizer or a known chat template.
+        """
+        if isinstance(loaded.config, ViTConfig):
+            raise ValueError(f"{loaded.source} holds a vision encoder alone; it has no words to answer with.")
+        if loaded.tokenizer is None:
+            raise ValueError(f"{loaded.source} holds no tokenizer, so nothing can be asked of the model.")
+        if loaded.chat_template is None:
+            raise ValueError(
+                f"{loaded.source} does not say which chat template the model was trained with. Name one where the "
+                "model is loaded or imported."
+            )
+        self.loaded = loaded
+        self.decoding = decoding
+        self.template: ChatTemplate = loaded.chat_template
+        self.tokenizer: Tokenizer = loaded.tokenizer
+        self.model: LanguageModel = make_model(loaded.config, dtype=loaded.compute_dtype)  # type: ignore[assignment]
+        self.image_tokens = image_tokens(loaded.config) if isinstance(loaded.config, MultimodalConfig) else 0
+        self.stop_tokens = stop_ids(self.template, self.tokenizer)
+        self._storage = Storage()
+
+    def prompt(self, record: Record, pixels: Callable[[ImagePart], np.ndarray] | None = None) -> Prompt:
+        """Render a conversation up to where the assistant begins, and decode its images.
+
+        Args:
+            record: a conversation; if it ends with an assistant turn, that turn is the one to be generated.
+            pixels: gives an image's pixels, u8[H, W, 3], where they are not to be read from its bytes.
+
+        Raises:
+            ImageError: an image that cannot be decoded.
+            ValueError: images for a language model without an encoder.
+        """
+        rendered = render_prompt(record, self.template, self.tokenizer, self.image_tokens)
+        if rendered.images and not isinstance(self.loaded.config, MultimodalConfig):
+            raise ValueError(f"{record.key} has an image, but {self.loaded.source} is a language model without eyes.")
+        images = tuple(map(pixels or self.pixels, rendered.images))
+        return Prompt(rendered.tokens, rendered.image_starts, images)
+
+    def check(self, prompt: Prompt) -> None:
+        """Raise ValueError if the prompt does not fit the model."""
+        check_prompt(self.model, prompt, self.decoding.max_new_tokens)
+
+    def pixels(self, image: ImagePart) -> np.ndarray:
+        """Read and decode one image to the encoder's size."""
+        return decode_image(self._storage.read_range(image.source), self._transform)
+
+    def answer(self, prompts: Sequence[Prompt]) -> list[Answer]:
+        """Answer prompts, `decoding.rows` at a time."""
+        answers = generate(self.model, self.loaded.parameters, prompts, self.stop_tokens, self.decoding)
+        return [self._answer(tokens) for tokens in answers]
+
+    def stream(self, prompt: Prompt) -> Iterator[str]:
+        """Answer one prompt, yielding the text as it grows; the pieces joined are the answer."""
+        tokens: list[int] = []
+        said = ""
+        key = jax.random.key(self.decoding.seed)
+        for new in stream(self.model, self.loaded.parameters, [prompt], self.decoding, key):
+            if int(new[0]) in self.stop_tokens:
+                break
+            tokens.append(int(new[0]))
+            text = self.tokenizer.decode(tokens).lstrip()
+            if text.endswith(UNFINISHED_CHARACTER):
+                continue
+            yield text[len(said) :]
+            said = text
+        yield self.tokenizer.decode(tokens).lstrip()[len(said) :]
+
+    def _answer(self, tokens: list[int]) -> Answer:
+        finished = len(tokens) < self.decoding.max_new_tokens
+        return Answer(self.tokenizer.decode(tokens).strip(), tuple(tokens), finished)
+
+    @property
+    def _transform(self) -> ImageTransformConfig:
+        if self.loaded.image_transform is None:
+            raise ValueError(f"{self.loaded.source} does not say how images are resized for the model.")
+        return self.loaded.image_transform
+
+
+def user_parts(text: str, images: Sequence[ImagePart]) -> tuple[Part, ...]:
+    """Return what a user says: images stand where the text says `<image>`, or first when it does not.
+
+    Raises:
+        ValueError: another number of marks than of images.
+    """
+    pieces = text.split(IMAGE_MARK)
+    if len(pieces) == 1:
+        return (*images, TextPart(text)) if text.strip() else tuple(images)
+    if len(pieces) != len(images) + 1:
+        raise ValueError(f"found {len(pieces) - 1} {IMAGE_MARK} marks for {len(images)} images in {text[:60]!r}.")
+    parts: list[Part] = []
+    for index, piece in enumerate(pieces):
+        parts.extend(images[index - 1 : index] if index else ())
+        if piece.strip():
+            parts.append(TextPart(piece.strip()))
+    return tuple(parts)

@@ -1,0 +1,1 @@
+"""Interop: Hugging Face folders in and out, and this project's own folders."""

@@ -1,0 +1,120 @@
+"""Hugging Face folders in: what one holds, and turning it into this project's own folder."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_pipelines.tokenizer import IMAGE_TOKEN, Tokenizer, load_tokenizer
+from mllm_jax.interop.description import ModelDescription
+from mllm_jax.interop.families.choice import family_of_folder
+from mllm_jax.interop.families.family import Family, FamilyError
+from mllm_jax.interop.families.vision import pixel_statistics
+from mllm_jax.interop.imported_folder import write_imported
+from mllm_jax.interop.processor import chat_template, image_processor_config, image_transform, output_size, read_json
+from mllm_jax.interop.safetensors_folder import SafetensorsFolder
+from mllm_jax.interop.weights import Reading
+from mllm_jax.models.decoder import DecoderConfig
+from mllm_jax.models.multimodal import MultimodalConfig
+from mllm_jax.models.parameters import ModelConfig, abstract_parameters
+from mllm_jax.models.vit import ViTConfig
+
+
+@dataclass(frozen=True)
+class HuggingFaceFolder:
+    """What a folder holds, its weights unread."""
+
+    folder: Path
+    family: Family
+    description: ModelDescription
+    tokenizer: Tokenizer | None
+
+    @contextmanager
+    def reading(self) -> Iterator[Reading]:
+        """Open the weights, having checked that they are those of the description.
+
+        Raises:
+            WeightsError: naming every tensor that is missing, unexpected, misshaped or quantised.
+            FileNotFoundError: there are no weights.
+        """
+        with SafetensorsFolder(self.folder) as source:
+            yield Reading(source, self.family.table, abstract_parameters(self.description.model))
+
+
+def read_folder(folder: Path) -> HuggingFaceFolder:
+    """Read a folder's config, processor, chat template and tokenizer.
+
+    Raises:
+        FileNotFoundError: the folder has no config.json, or no tokenizer where one is needed.
+        FamilyError: an architecture or a setting that cannot be imported.
+        ValueError: a tokenizer that does not fit the embedding.
+    """
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{folder} is no Hugging Face model folder: it has no config.json.")
+    config = read_json(folder / "config.json")
+    try:
+        family = family_of_folder(config)
+        model = family.from_hugging_face(config)
+        preprocessor = image_processor_config(folder)
+        if isinstance(model, ViTConfig):
+            model = model.model_copy(update=pixel_statistics(preprocessor))
+        elif isinstance(model, MultimodalConfig):
+            model = model.model_copy(update={"encoder": _processed_encoder(model.encoder, preprocessor)})
+    except FamilyError as error:
+        raise FamilyError(f"{folder}: {error}") from error
+    tokenizer = _fitting_tokenizer(folder, model, config)
+    description = ModelDescription(
+        model=model,
+        chat_template=chat_template(folder, tokenizer) if tokenizer else None,
+        image_transform=None if isinstance(model, DecoderConfig) else image_transform(preprocessor),
+    )
+    return HuggingFaceFolder(folder, family, description, tokenizer)
+
+
+def import_folder(source: Path, output: Path) -> HuggingFaceFolder:
+    """Turn a Hugging Face folder into this project's own, one parameter in memory at a time.
+
+    Parameters keep the number format that they are stored in.
+
+    Raises:
+        FileExistsError: `output` is there already.
+        WeightsError, FamilyError, FileNotFoundError, ValueError: as `read_folder` and `HuggingFaceFolder.reading`.
+    """
+    found = read_folder(source)
+    with found.reading() as reading:
+        write_imported(output, found.description, reading.arrays(), found.tokenizer)
+    return found
+
+
+def _processed_encoder(encoder: ViTConfig, preprocessor: dict[str, Any]) -> ViTConfig:
+    """The encoder at the size of the images that the processor makes; a table of another size is resized as it runs."""
+    encoder = encoder.model_copy(update=pixel_statistics(preprocessor))
+    size = output_size(preprocessor)
+    if size is None or size == encoder.image_size:
+        return encoder
+    resized = encoder.model_copy(update={"image_size": size, "position_grid": encoder.table_grid})
+    if not encoder.layer_scale and resized.grid != encoder.grid:
+        raise FamilyError(
+            f"the image processor makes images of {size} pixels, but the vision tower takes {encoder.image_size}."
+        )
+    return resized
+
+
+def _fitting_tokenizer(folder: Path, model: ModelConfig, config: dict[str, Any]) -> Tokenizer | None:
+    if isinstance(model, ViTConfig):
+        return None
+    has_images = isinstance(model, MultimodalConfig)
+    rows = model.decoder.vocab_size if isinstance(model, MultimodalConfig) else model.vocab_size
+    tokenizer = load_tokenizer(folder, added_tokens=(IMAGE_TOKEN,) if has_images else ())
+    if tokenizer.vocabulary_size > rows:
+        raise ValueError(
+            f"{folder}: the tokenizer has {tokenizer.vocabulary_size} tokens, but the embedding has {rows} rows only."
+        )
+    image_token = config.get("image_token_index", config.get("image_token_id", 32000))
+    if has_images and tokenizer.image_id != image_token:
+        raise ValueError(
+            f"{folder}: {IMAGE_TOKEN} has the id {tokenizer.image_id} in the tokenizer, but config.json says that "
+            f"image_token_index is {image_token}."
+        )
+    return tokenizer

@@ -1,0 +1,105 @@
+"""This project's own folder: `mllm_model.json`, `parameters/` with one file a parameter, `tokenizer/`.
+
+A parameter's file is named by its path, with dots for slashes, so that any of them can be read, checked or replaced
+without the others.
+"""
+
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import ml_dtypes  # noqa: F401  (teaches NumPy the name "bfloat16", which safetensors asks it for)
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from data_pipelines.tokenizer import Tokenizer, tokenizer_from_files
+from mllm_jax.interop.description import FILE_NAME, ModelDescription, write_description
+from mllm_jax.interop.safetensors_folder import WeightsError
+
+PARAMETERS = "parameters"
+TOKENIZER = "tokenizer"
+SUFFIX = ".safetensors"
+
+
+def is_imported_folder(folder: Path) -> bool:
+    """Whether the folder is one that `write_imported` made."""
+    return (folder / FILE_NAME).is_file()
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Give a folder to fill, which takes its name only once it is filled: it appears whole or not at all.
+
+    Raises:
+        FileExistsError: the folder is there already and is not empty.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} is there already; give a folder that is not, or remove it first.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        yield partial
+        if folder.is_dir():
+            folder.rmdir()
+        os.replace(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_imported(
+    folder: Path,
+    description: ModelDescription,
+    parameters: Iterable[tuple[str, np.ndarray]],
+    tokenizer: Tokenizer | None,
+) -> None:
+    """Write a folder; `parameters` are paths (with slashes) and arrays, taken one at a time.
+
+    Raises:
+        FileExistsError: the folder is there already.
+    """
+    with new_folder(folder) as partial:
+        write_description(partial, description)
+        (partial / PARAMETERS).mkdir()
+        for path, array in parameters:
+            save_file({path: np.ascontiguousarray(array)}, partial / PARAMETERS / file_name(path))
+        if tokenizer is not None:
+            (partial / TOKENIZER).mkdir()
+            for name, content in tokenizer.files().items():
+                (partial / TOKENIZER / name).write_bytes(content)
+
+
+def file_name(path: str) -> str:
+    """Return the name of a parameter's file."""
+    return path.replace("/", ".") + SUFFIX
+
+
+def stored_paths(folder: Path) -> set[str]:
+    """Return the paths of the parameters in a folder."""
+    names = (file.name for file in (folder / PARAMETERS).glob(f"*{SUFFIX}"))
+    return {name.removesuffix(SUFFIX).replace(".", "/") for name in names}
+
+
+def read_parameter(folder: Path, path: str) -> np.ndarray:
+    """Read one parameter.
+
+    Raises:
+        WeightsError: its file is damaged or holds something else.
+    """
+    file = folder / PARAMETERS / file_name(path)
+    try:
+        with safe_open(file, framework="np") as handle:
+            return handle.get_tensor(path)
+    except (SafetensorError, FileNotFoundError) as error:
+        raise WeightsError(f"{file} does not hold the parameter {path}: {error}. Import the model again.") from error
+
+
+def read_tokenizer(folder: Path) -> Tokenizer | None:
+    """Read the folder's tokenizer, or None where there is none (a vision encoder)."""
+    if not (folder / TOKENIZER).is_dir():
+        return None
+    return tokenizer_from_files({file.name: file.read_bytes() for file in (folder / TOKENIZER).iterdir()})

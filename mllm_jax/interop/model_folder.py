@@ -1,0 +1,163 @@
+"""One way to load a model: from a run directory, a checkpoint of one, an imported folder or a Hugging Face folder."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import Mesh, Sharding, SingleDeviceSharding
+
+from data_pipelines.tokenizer import Tokenizer, tokenizer_from_files
+from data_pipelines.transforms.image import ImageTransformConfig
+from data_pipelines.transforms.templates import ChatTemplate
+from mllm_jax.checkpoint import reading as checkpoints
+from mllm_jax.checkpoint.description import tokenizer_files
+from mllm_jax.interop import imported_folder
+from mllm_jax.interop.description import ModelDescription, read_description
+from mllm_jax.interop.hub import local_folder
+from mllm_jax.interop.hugging_face import read_folder
+from mllm_jax.interop.safetensors_folder import WeightsError
+from mllm_jax.models.parameters import ModelConfig, Parameters, abstract_parameters, logical_axes
+from mllm_jax.parallel.rules import parameter_shardings
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model with all that is needed to talk with it, train it on or export it."""
+
+    description: ModelDescription
+    parameters: Parameters
+    tokenizer: Tokenizer | None
+    source: str
+    """Where it came from: the folder, and the stage and step of a run."""
+    compute_dtype: Any = jnp.float32
+    """Format of activations."""
+
+    @property
+    def config(self) -> ModelConfig:
+        """The architecture."""
+        return self.description.model
+
+    @property
+    def chat_template(self) -> ChatTemplate | None:
+        """How conversations are written; None: not known."""
+        return self.description.chat_template
+
+    @property
+    def image_transform(self) -> ImageTransformConfig | None:
+        """How images become the encoder's size; None: not known."""
+        return self.description.image_transform
+
+
+def load_model(
+    path: str | Path, mesh: Mesh | None = None, dtype: Any = None, chat_template: ChatTemplate | None = None
+) -> LoadedModel:
+    """Load a model.
+
+    Args:
+        path: a run directory (its newest checkpoint is taken), one checkpoint (`RUN/stages/.../checkpoints/<step>`), an
+            imported folder, a Hugging Face folder or a hub id.
+        mesh: where the parameters go, sharded by the project's rules; None: to the default device.
+        dtype: format of the parameters in memory; None: as they are stored (those of a run: float32).
+        chat_template: takes the place of the folder's own.
+
+    Raises:
+        FileNotFoundError: there is no model at the path.
+        ValueError: what is there cannot be loaded; the message says what was found and what was expected.
+    """
+    folder = local_folder(str(path))
+    if _checkpoint_of(folder) is not None or (folder / "stages").is_dir() or (folder / "checkpoints").is_dir():
+        loaded = _load_run(folder, mesh, dtype)
+    elif imported_folder.is_imported_folder(folder):
+        loaded = _load_imported(folder, mesh, dtype)
+    elif (folder / "config.json").is_file():
+        loaded = _load_hugging_face(folder, mesh, dtype)
+    else:
+        raise FileNotFoundError(
+            f"{folder} holds no model: expected a run directory (stages/), an imported folder (mllm_model.json) or a "
+            "Hugging Face folder (config.json)."
+        )
+    if chat_template is None:
+        return loaded
+    description = loaded.description.model_copy(update={"chat_template": chat_template})
+    return LoadedModel(description, loaded.parameters, loaded.tokenizer, loaded.source, loaded.compute_dtype)
+
+
+def _load_run(folder: Path, mesh: Mesh | None, dtype: Any) -> LoadedModel:
+    stored = _checkpoint_of(folder)
+    if stored is None and (folder / "checkpoints").is_dir():
+        steps = checkpoints.stored_steps(folder)
+        stored = steps[-1] if steps else None
+    if stored is None:
+        stored = checkpoints.latest_stored_step(folder)
+    saved = checkpoints.read_description(stored)
+    description = ModelDescription.model_validate(saved["run"]["model"])
+    shardings = _shardings(description.model, mesh)
+    abstract = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, dtype or jnp.float32, sharding=sharding),
+        abstract_parameters(description.model),
+        shardings,
+    )
+    parameters = checkpoints.read_parameters(stored, abstract)
+    source = f"{folder} (stage {saved['stage']}, step {stored.step})"
+    return LoadedModel(description, parameters, tokenizer_from_files(tokenizer_files(saved)), source)
+
+
+def _checkpoint_of(folder: Path) -> checkpoints.StoredStep | None:
+    """The checkpoint that a path names by itself."""
+    folder = folder.absolute()
+    if folder.parent.name != "checkpoints" or not folder.name.isdigit():
+        return None
+    return checkpoints.StoredStep(folder.parent.parent, int(folder.name))
+
+
+def _load_imported(folder: Path, mesh: Mesh | None, dtype: Any) -> LoadedModel:
+    description = read_description(folder)
+    wanted = flatten_dict(abstract_parameters(description.model), sep="/")
+    found = imported_folder.stored_paths(folder)
+    if found != wanted.keys():
+        missing, unexpected = sorted(wanted.keys() - found), sorted(found - wanted.keys())
+        raise WeightsError(
+            f"{folder / imported_folder.PARAMETERS} does not fit the model: missing {', '.join(missing) or 'nothing'}; "
+            f"unexpected {', '.join(unexpected) or 'nothing'}. Import the model again."
+        )
+    place = _placer(description.model, mesh, dtype)
+    parameters = {}
+    for path, leaf in wanted.items():
+        array = imported_folder.read_parameter(folder, path)
+        if array.shape != leaf.shape:
+            raise WeightsError(f"{folder}: {path} is {array.shape}, but the model has {leaf.shape}. Import it again.")
+        parameters[path] = place(path, array)
+    tokenizer = imported_folder.read_tokenizer(folder)
+    return LoadedModel(description, unflatten_dict(parameters, sep="/"), tokenizer, str(folder))
+
+
+def _load_hugging_face(folder: Path, mesh: Mesh | None, dtype: Any) -> LoadedModel:
+    found = read_folder(folder)
+    place = _placer(found.description.model, mesh, dtype)
+    with found.reading() as reading:
+        parameters = {path: place(path, array) for path, array in reading.arrays()}
+    return LoadedModel(found.description, unflatten_dict(parameters, sep="/"), found.tokenizer, str(folder))
+
+
+def _shardings(config: ModelConfig, mesh: Mesh | None) -> Parameters:
+    abstract = abstract_parameters(config)
+    if mesh is None:
+        here: Sharding = SingleDeviceSharding(jax.devices()[0])
+        return jax.tree.map(lambda _: here, abstract)
+    return parameter_shardings(logical_axes(config), abstract, mesh)
+
+
+def _placer(config: ModelConfig, mesh: Mesh | None, dtype: Any) -> Callable[[str, np.ndarray], jax.Array]:
+    """What puts a parameter, given by path, where it belongs."""
+    shardings = flatten_dict(_shardings(config, mesh), sep="/")
+
+    def place(path: str, array: np.ndarray) -> jax.Array:
+        converted = array if dtype is None else array.astype(dtype)
+        return jax.make_array_from_callback(array.shape, shardings[path], lambda index: converted[index])
+
+    return place
