@@ -1,6 +1,6 @@
 """Scoring answers one by one, and adding the scores up by kind of question."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from mllm_jax.evaluation.answers import exact_match, find_boxes, intersection_over_union, reference_box
@@ -19,13 +19,27 @@ class Score:
 
 
 @dataclass(frozen=True, slots=True)
+class Result:
+    """One answered question."""
+
+    kind: str
+    score: Score
+    loss: float = 0.0
+    """Negative log-likelihood of the reference answer, in nats, summed over its tokens."""
+    tokens: int = 0
+    """Tokens of the reference answer."""
+
+
+@dataclass(frozen=True, slots=True)
 class Total:
-    """The scores of one kind of question."""
+    """The results of one kind of question."""
 
     questions: int
     correct: int
     overlap: float | None
     """Mean intersection over union; None when no reference is a box."""
+    loss: float | None
+    """Mean negative log-likelihood of a token of the references, in nats; None when it was not measured."""
 
     @property
     def accuracy(self) -> float:
@@ -46,19 +60,21 @@ def score_answer(answer: str, reference: str) -> Score:
     return Score(correct=overlap >= BOX_THRESHOLD, overlap=overlap)
 
 
-def total_by_kind(scores: Iterable[tuple[str, Score]]) -> dict[str, Total]:
-    """Add up scores by kind, kinds in alphabetical order."""
-    by_kind: dict[str, list[Score]] = {}
-    for kind, score in scores:
-        by_kind.setdefault(kind, []).append(score)
+def total_by_kind(results: Iterable[Result]) -> dict[str, Total]:
+    """Add up results by kind, kinds in alphabetical order."""
+    by_kind: dict[str, list[Result]] = {}
+    for result in results:
+        by_kind.setdefault(result.kind, []).append(result)
     return {kind: total(by_kind[kind]) for kind in sorted(by_kind)}
 
 
-def total(scores: list[Score]) -> Total:
-    """Add up a list of scores that is not empty."""
-    overlaps = [score.overlap for score in scores if score.overlap is not None]
+def total(results: Sequence[Result]) -> Total:
+    """Add up results, of which there must be some."""
+    overlaps = [result.score.overlap for result in results if result.score.overlap is not None]
+    tokens = sum(result.tokens for result in results)
     return Total(
-        questions=len(scores),
-        correct=sum(score.correct for score in scores),
+        questions=len(results),
+        correct=sum(result.score.correct for result in results),
         overlap=sum(overlaps) / len(overlaps) if overlaps else None,
+        loss=sum(result.loss for result in results) / tokens if tokens else None,
     )

@@ -7,9 +7,10 @@ import jax
 import numpy as np
 
 from data_pipelines.record import ImagePart, Part, Record, TextPart
+from data_pipelines.rendered import RenderedRecord
 from data_pipelines.storage import Storage
 from data_pipelines.tokenizer import Tokenizer
-from data_pipelines.transforms.chat_template import render_prompt, stop_ids
+from data_pipelines.transforms.chat_template import render, render_prompt, stop_ids
 from data_pipelines.transforms.image import ImageTransformConfig, decode_image
 from data_pipelines.transforms.templates import ChatTemplate
 from mllm_jax.generation.decode import DecodingConfig, LanguageModel, check_prompt, generate, stream
@@ -81,13 +82,17 @@ class Answerer:
         images = tuple(map(pixels or self.pixels, rendered.images))
         return Prompt(rendered.tokens, rendered.image_starts, images)
 
+    def rendered(self, record: Record) -> RenderedRecord:
+        """Render a whole conversation, with what is supervised of it."""
+        return render(record, self.template, self.tokenizer, self.image_tokens)
+
     def check(self, prompt: Prompt) -> None:
         """Raise ValueError if the prompt does not fit the model."""
         check_prompt(self.model, prompt, self.decoding.max_new_tokens)
 
     def pixels(self, image: ImagePart) -> np.ndarray:
         """Read and decode one image to the encoder's size."""
-        return decode_image(self._storage.read_range(image.source), self._transform)
+        return decode_image(self._storage.read_range(image.source), self.image_transform)
 
     def answer(self, prompts: Sequence[Prompt]) -> list[Answer]:
         """Answer prompts, `decoding.rows` at a time."""
@@ -115,7 +120,8 @@ class Answerer:
         return Answer(self.tokenizer.decode(tokens).strip(), tuple(tokens), finished)
 
     @property
-    def _transform(self) -> ImageTransformConfig:
+    def image_transform(self) -> ImageTransformConfig:
+        """How images become the encoder's size; ValueError where the folder does not say."""
         if self.loaded.image_transform is None:
             raise ValueError(f"{self.loaded.source} does not say how images are resized for the model.")
         return self.loaded.image_transform

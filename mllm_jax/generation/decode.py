@@ -83,7 +83,7 @@ def stream(
     Raises:
         ValueError: as `generate`.
     """
-    decoder, decoder_parameters = _decoder_of(model, parameters)
+    decoder, decoder_parameters = decoder_of(model, parameters)
     for prompt in prompts:
         check_prompt(model, prompt, config.max_new_tokens)
     batch, lengths = pad_prompts(prompts, *_image_shape(model), bucket(len(prompts)))
@@ -117,7 +117,8 @@ def check_prompt(model: LanguageModel, prompt: Prompt, max_new_tokens: int) -> N
         raise ValueError("the prompt has an image, but this model is a language model without a vision encoder.")
 
 
-def _decoder_of(model: LanguageModel, parameters: Parameters) -> tuple[Decoder, Parameters]:
+def decoder_of(model: LanguageModel, parameters: Parameters) -> tuple[Decoder, Parameters]:
+    """The language model inside a model, and its parameters."""
     if isinstance(model, Decoder):
         return model, parameters
     return Decoder(model.config.decoder, dtype=model.dtype, param_dtype=model.param_dtype), parameters["decoder"]
@@ -128,12 +129,14 @@ def _image_shape(model: LanguageModel) -> tuple[int, tuple[int, int]]:
     return (0, (0, 0)) if isinstance(model, Decoder) else (image_tokens(model.config), model.config.encoder.image_size)
 
 
-def _applied(model: LanguageModel, parameters: Parameters) -> Callable[..., Any]:
+def applied(model: LanguageModel, parameters: Parameters) -> Callable[..., Any]:
+    """`model.apply` with its parameters."""
     return partial(model.apply, {"params": parameters})
 
 
-def _embed(model: LanguageModel, parameters: Parameters, batch: Batch) -> Float[Array, "B T D"]:
-    apply = _applied(model, parameters)
+def embed_prompts(model: LanguageModel, parameters: Parameters, batch: Batch) -> Float[Array, "B T D"]:
+    """Embeddings of prompts with their images; traceable."""
+    apply = applied(model, parameters)
     if isinstance(model, Decoder):
         return apply(batch.tokens, method="embed")
     features = apply(batch.images, batch.image_mask, method="encode_images")
@@ -151,10 +154,10 @@ def _prefill(
     capacity: int,
 ) -> tuple[Int[Array, " B"], KVCache]:
     """The first token after every prompt, and a cache that holds the prompts."""
-    decoder, decoder_parameters = _decoder_of(model, parameters)
-    apply = _applied(decoder, decoder_parameters)
+    decoder, decoder_parameters = decoder_of(model, parameters)
+    apply = applied(decoder, decoder_parameters)
     cache = make_cache(decoder.config, len(lengths), capacity, decoder.dtype)
-    hidden, cache = apply(_embed(model, parameters, batch), batch.segment_ids, batch.positions, cache)
+    hidden, cache = apply(embed_prompts(model, parameters, batch), batch.segment_ids, batch.positions, cache)
     last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)
     return sample(apply(last, method="logits")[:, 0], jax.random.fold_in(key, 0), sampling), cache
 
@@ -170,7 +173,7 @@ def _step(
     sampling: SamplingConfig,
 ) -> tuple[Int[Array, " B"], KVCache]:
     """The token that follows `tokens`, and the cache with `tokens` in it."""
-    apply = _applied(decoder, parameters)
+    apply = applied(decoder, parameters)
     fed = tokens[:, None]
     hidden, cache = apply(apply(fed, method="embed"), jnp.ones_like(fed), cache.lengths[:, None], cache)
     return sample(apply(hidden, method="logits")[:, 0], jax.random.fold_in(key, index), sampling), cache

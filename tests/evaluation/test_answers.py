@@ -3,7 +3,7 @@
 import pytest
 
 from mllm_jax.evaluation.answers import Box, exact_match, find_boxes, intersection_over_union, reference_box
-from mllm_jax.evaluation.metrics import Total, score_answer, total_by_kind
+from mllm_jax.evaluation.metrics import Result, Total, score_answer, total_by_kind
 
 
 @pytest.mark.parametrize(
@@ -54,12 +54,12 @@ def test_a_box_is_right_from_half_overlap_and_listing_boxes_does_not_help() -> N
     assert score_answer("nowhere", "[0,0,1,2]").overlap == 0.0
 
 
-def test_scores_add_up_by_kind() -> None:
-    scores = [
-        ("colour", score_answer("red", "Red")),
-        ("colour", score_answer("blue", "Red")),
-        ("box", score_answer("[0,0,1,1]", "[0,0,1,2]")),
+def test_results_add_up_by_kind() -> None:
+    results = [
+        Result("colour", score_answer("red", "Red"), loss=3.0, tokens=1),
+        Result("colour", score_answer("blue", "Red"), loss=1.0, tokens=3),
+        Result("box", score_answer("[0,0,1,1]", "[0,0,1,2]")),
     ]
-    totals = total_by_kind(scores)
-    assert totals == {"box": Total(1, 1, 0.5), "colour": Total(2, 1, None)}
+    totals = total_by_kind(results)
+    assert totals == {"box": Total(1, 1, 0.5, None), "colour": Total(2, 1, None, 1.0)}
     assert totals["colour"].accuracy == 0.5

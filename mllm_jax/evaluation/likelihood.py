@@ -1,0 +1,51 @@
+"""How probable a model finds the reference answers: their negative log-likelihood, token by token."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from data_pipelines.batch import Batch
+from mllm_jax.generation.answering import Answerer
+from mllm_jax.generation.decode import LanguageModel, applied, decoder_of, embed_prompts
+from mllm_jax.generation.prompts import Prompt, bucket, pad_prompts
+from mllm_jax.models.multimodal import MultimodalConfig
+from mllm_jax.models.parameters import Parameters
+
+
+def losses(answerer: Answerer, answered: Sequence[tuple[Prompt, np.ndarray]]) -> list[float]:
+    """Return the negative log-likelihood, in nats, of what is supervised of each conversation.
+
+    Args:
+        answerer: the model; it reads `decoding.rows` conversations at a time.
+        answered: whole conversations, with bool[n] that says which of their tokens are supervised.
+    """
+    config = answerer.loaded.config
+    size = config.encoder.image_size if isinstance(config, MultimodalConfig) else (0, 0)
+    order = sorted(range(len(answered)), key=lambda index: len(answered[index][0].tokens))
+    found = np.zeros(len(answered))
+    for start in range(0, len(order), answerer.decoding.rows):
+        chosen = order[start : start + answerer.decoding.rows]
+        prompts = [answered[index][0] for index in chosen]
+        batch, _ = pad_prompts(prompts, answerer.image_tokens, size, bucket(len(prompts)))
+        supervised = np.zeros(batch.tokens.shape, bool)
+        for row, index in enumerate(chosen):
+            supervised[row, : len(prompts[row].tokens)] = answered[index][1]
+        rows = _row_losses(answerer.model, answerer.loaded.parameters, batch, supervised)
+        found[chosen] = np.asarray(rows)[: len(chosen)]
+    return found.tolist()
+
+
+@partial(jax.jit, static_argnames="model")
+def _row_losses(
+    model: LanguageModel, parameters: Parameters, batch: Batch, supervised: Bool[Array, "B T"]
+) -> Float[Array, " B"]:
+    decoder, decoder_parameters = decoder_of(model, parameters)
+    apply = applied(decoder, decoder_parameters)
+    hidden, _ = apply(embed_prompts(model, parameters, batch), batch.segment_ids, batch.positions)
+    log_probabilities = jax.nn.log_softmax(apply(hidden[:, :-1], method="logits"), axis=-1)
+    of_targets = jnp.take_along_axis(log_probabilities, batch.tokens[:, 1:, None], axis=-1)[..., 0]
+    return -jnp.sum(jnp.where(supervised[:, 1:], of_targets, 0.0), axis=-1)

@@ -1,0 +1,101 @@
+"""What an evaluation leaves behind: a table to read, `scores.json` to compare, `answers.jsonl` to look into."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from mllm_jax.evaluation.evaluate import Evaluation
+from mllm_jax.evaluation.metrics import BOX_THRESHOLD, Result, Total, total, total_by_kind
+
+ALL = "all"
+"""The row of all kinds together; every question counts the same."""
+
+PARSER = (
+    "normalised exact match (Unicode NFKC, case, white space, punctuation at the ends); boxes [x0,y0,x1,y1] by overlap"
+)
+
+
+def scores_json(evaluation: Evaluation) -> dict[str, Any]:
+    """Return the scores with everything that another measurement would have to repeat."""
+    template = evaluation.loaded.chat_template
+    transform = evaluation.loaded.image_transform
+    config = evaluation.config
+    blank = [asked.blank_result for asked in evaluation.asked if asked.blank_result is not None]
+    return {
+        "model": evaluation.loaded.source,
+        "data": evaluation.data,
+        "data_sha256": evaluation.data_hash,
+        "questions": len(evaluation.asked),
+        "skipped": dict(sorted(evaluation.skipped.items())),
+        "scores": _totals_json([asked.result for asked in evaluation.asked]),
+        "blank_scores": _totals_json(blank) if blank else None,
+        "chat_template": template.model_dump(mode="json") if template else None,
+        "image_transform": transform.model_dump(mode="json") if transform else None,
+        "decoding": {"method": "greedy", "max_new_tokens": config.max_new_tokens},
+        "history": config.history,
+        "parser": {"answers": PARSER, "box_threshold": BOX_THRESHOLD},
+        "compute_dtype": str(evaluation.loaded.compute_dtype.__name__),
+        "versions": {name: version(name) for name in ("jax", "flax", "pillow", "tokenizers")},
+    }
+
+
+def write_report(evaluation: Evaluation, folder: str | Path) -> None:
+    """Write `scores.json` and `answers.jsonl` (one line a question, with its key) into a folder."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    scores = json.dumps(scores_json(evaluation), indent=2, ensure_ascii=False)
+    (folder / "scores.json").write_text(scores + "\n", encoding="utf-8")
+    with (folder / "answers.jsonl").open("w", encoding="utf-8") as lines:
+        for asked in evaluation.asked:
+            lines.write(json.dumps(asked.to_json(), ensure_ascii=False) + "\n")
+
+
+def scores_table(evaluation: Evaluation) -> Table:
+    """Return the scores of every kind beside those of the blank image."""
+    totals = _totals([asked.result for asked in evaluation.asked])
+    blank = _totals([asked.blank_result for asked in evaluation.asked if asked.blank_result is not None])
+    has_boxes = any(each.overlap is not None for each in totals.values())
+    has_losses = any(each.loss is not None for each in totals.values())
+    table = Table(title=f"{evaluation.loaded.source} on {evaluation.data}", caption=_caption(evaluation))
+    table.add_column("kind")
+    for heading in ("questions", "right", *(["right, blank image"] if blank else [])):
+        table.add_column(heading, justify="right")
+    for heading, shown in (("IoU", has_boxes), ("loss", has_losses), ("loss, blank image", has_losses and bool(blank))):
+        if shown:
+            table.add_column(heading, justify="right")
+    for kind, each in totals.items():
+        other = blank.get(kind)
+        cells = [kind, str(each.questions), f"{each.accuracy:.1%}"]
+        cells += [f"{other.accuracy:.1%}"] if other else []
+        cells += [_number(each.overlap)] if has_boxes else []
+        cells += [_number(each.loss)] if has_losses else []
+        cells += [_number(other.loss)] if has_losses and other else []
+        table.add_row(*cells, style="bold" if kind == ALL else None)
+    return table
+
+
+def _caption(evaluation: Evaluation) -> str | None:
+    if not evaluation.skipped:
+        return None
+    return "left out: " + ", ".join(f"{cause} {count}" for cause, count in sorted(evaluation.skipped.items()))
+
+
+def _totals(results: Sequence[Result]) -> dict[str, Total]:
+    if not results:
+        return {}
+    by_kind = total_by_kind(results)
+    return by_kind if len(by_kind) == 1 else by_kind | {ALL: total(results)}
+
+
+def _totals_json(results: Sequence[Result]) -> dict[str, Any]:
+    totals = total_by_kind(results) | {ALL: total(results)}
+    return {kind: {**asdict(each), "accuracy": each.accuracy} for kind, each in totals.items()}
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
