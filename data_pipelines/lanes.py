@@ -14,7 +14,7 @@ from data_pipelines.packing import Overlong, Packer, Segment, fit
 from data_pipelines.permutation import seed_of
 from data_pipelines.quota import Skip, Tally, check_quota
 from data_pipelines.record import Record
-from data_pipelines.rendered import RenderedRecord
+from data_pipelines.rendered import RenderedRecord, RenderError
 from data_pipelines.source_stream import Deal, SourceStream
 from data_pipelines.sources.source import Entry, Source
 
@@ -158,9 +158,11 @@ class Lane:
         if isinstance(record, Skip):
             return record
         config = self._config
-        rendered = fit(
-            self._render(record), config.row_length, config.images_per_row, self._image_tokens, config.overlong
-        )
+        try:
+            whole = self._render(record)
+        except RenderError as error:
+            return Skip(error.cause, record.key, error.detail)
+        rendered = fit(whole, config.row_length, config.images_per_row, self._image_tokens, config.overlong)
         return rendered if isinstance(rendered, Skip) else Segment(rendered, source, entry.shard, entry.place)
 
     def _skip(self, skip: Skip) -> None:

@@ -125,30 +125,17 @@ class Loader:
         self._storage = storage or Storage()
         opened = open_sources(config, sources, self._storage)
         self._fingerprint = fingerprint(config, opened, preparation.image_tokens)
-        self._lanes = tuple(range(config.lanes))
-        if sharding is not None:
-            from data_pipelines.placement import process_lanes
-
-            self._lanes = process_lanes(sharding, rows, config.lanes)
+        self._lanes = _own_lanes(sharding, rows, config.lanes)
         saved: dict[int, dict[str, Any]] = {}
         if position is not None:
             restored = LanePositions.from_json(position)
             restored.check(self._fingerprint, self._lanes)
             saved = restored.lanes
         self._streams = [
-            Lane(
-                lane,
-                config,
-                opened,
-                preparation.render,
-                preparation.image_tokens,
-                saved[lane]["lane"] if saved else None,
-            )
+            Lane(lane, config, opened, preparation.render, preparation.image_tokens, saved.get(lane, {}).get("lane"))
             for lane in self._lanes
         ]
-        self._undecodable = [
-            Tally(skipped=Counter(saved[lane]["undecodable"] if saved else {})) for lane in self._lanes
-        ]
+        self._undecodable = [Tally(skipped=Counter(saved.get(lane, {}).get("undecodable", {}))) for lane in self._lanes]
         self._log = SkipLog()
         self._start(max(1, prefetch), max(1, threads))
 
@@ -188,12 +175,18 @@ class Loader:
         self._producer.start()
 
     def _produce(self, prefetch: int) -> None:
-        """Keeps `prefetch` batches in decoding and hands them out in order."""
+        """Keeps `prefetch` batches in decoding and hands them out in order; an error comes after what is before it."""
         jobs: deque[_Job] = deque()
+        failure: BaseException | None = None
         try:
             while not self._closed.is_set():
-                while len(jobs) < prefetch:
-                    jobs.append(self._begin())
+                while len(jobs) < prefetch and failure is None:
+                    try:
+                        jobs.append(self._begin())
+                    except Exception as error:
+                        failure = error
+                if failure is not None and not jobs:
+                    raise failure
                 self._hand_out(self._finish(jobs.popleft()))
         except BaseException as error:
             self._hand_out(error)
@@ -282,6 +275,14 @@ def open_sources(config: StreamConfig, sources: Mapping[str, Any], storage: Stor
     if unknown:
         raise ValueError(f"The mixture names the sources {unknown}, but the sources are {sorted(sources)}.")
     return {name: sources[name].open(storage) for name in config.weights}
+
+
+def _own_lanes(sharding: "NamedSharding | None", rows: int, lanes: int) -> tuple[int, ...]:
+    if sharding is None:
+        return tuple(range(lanes))
+    from data_pipelines.placement import process_lanes
+
+    return process_lanes(sharding, rows, lanes)
 
 
 def _report(batch: Batch, kept: list[Any], skips: list[Skip]) -> BatchReport:

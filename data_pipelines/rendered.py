@@ -7,6 +7,18 @@ import numpy as np
 from data_pipelines.record import ImagePart
 
 
+class RenderError(ValueError):
+    """A record that a chat template cannot express; a deterministic function of the record, so it may be skipped.
+
+    `cause` is one word for counting ("turn_order", "token_boundary"); `detail` says what was found.
+    """
+
+    def __init__(self, cause: str, detail: str) -> None:
+        super().__init__(f"{cause}: {detail}")
+        self.cause = cause
+        self.detail = detail
+
+
 @dataclass(frozen=True, slots=True)
 class RenderedRecord:
     """A record as one segment of a row; n is its number of tokens."""

@@ -4,6 +4,7 @@ Formats: POSIX.1-2017 pax and ustar interchange formats; GNU tar manual, "Basic 
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 BLOCK = 512
@@ -11,8 +12,11 @@ _ZEROS = bytes(BLOCK)
 _READ_AHEAD = 4096
 _EXTENSION_LIMIT = 1 << 20
 _TAIL_LIMIT = 1 << 16
-_REGULAR = b"0\0" + b"7"
-_WITHOUT_DATA = b"123456"
+_REGULAR = frozenset((b"0", b"\0", b"7"))
+_DIRECTORY = b"5"
+_GNU_SPARSE = b"S"
+_WITHOUT_DATA = frozenset((b"1", b"2", b"3", b"4", _DIRECTORY, b"6"))
+_EXTENDED = frozenset((b"x", b"X", b"g", b"L", b"K"))
 
 ReadAt = Callable[[int, int], bytes]
 """(offset, length) -> bytes, fewer only at the end of the file."""
@@ -42,7 +46,20 @@ class Break(NamedTuple):
 
 
 class _HeaderError(ValueError):
-    pass
+    """A header that cannot be followed; `cause` says whether it is damaged or cut off."""
+
+    def __init__(self, detail: str, cause: str = "bad_header") -> None:
+        super().__init__(detail)
+        self.cause = cause
+
+
+@dataclass(slots=True)
+class _Extension:
+    """What extended headers say about the member after them."""
+
+    name: str | None = None
+    size: int | None = None
+    sparse: bool = False
 
 
 def members(read: ReadAt, file_size: int, start: int = 0) -> Iterator[Member | Break]:
@@ -51,9 +68,7 @@ def members(read: ReadAt, file_size: int, start: int = 0) -> Iterator[Member | B
     Directories are passed over. Links, devices, sparse files and names that leave the folder are given with a refusal.
     """
     offset = begin = start
-    name: str | None = None
-    size: int | None = None
-    sparse = False
+    extension: _Extension | None = None
     buffer, buffer_start = b"", 0
     while True:
         inside = offset - buffer_start
@@ -67,45 +82,66 @@ def members(read: ReadAt, file_size: int, start: int = 0) -> Iterator[Member | B
             yield from _after_end(read, file_size, offset)
             return
         try:
-            kind, own_name, own_size = _parse(header)
-            data = offset + BLOCK
-            if kind in b"xgLKX":
-                payload = _extension(read, data, own_size, file_size)
-                if kind == b"L":
-                    name = payload.rstrip(b"\0").decode("utf-8", "backslashreplace")
-                elif kind in b"xX":
-                    pax = _pax(payload)
-                    name = pax["path"].decode("utf-8", "backslashreplace") if "path" in pax else name
-                    size = _decimal(pax["size"]) if "size" in pax else size
-                    sparse = any(key.startswith("GNU.sparse") for key in pax)
-                elif kind == b"g" and {"path", "size"} & _pax(payload).keys():
-                    raise _HeaderError("a global pax header sets a path or size for all that follows")
-                offset = data + _padded(own_size)
+            kind, name, size = _parse(header)
+            if kind in _EXTENDED:
+                extension = extension or _Extension()
+                _extend(extension, kind, _payload(read, offset + BLOCK, size, file_size))
+                offset += BLOCK + _padded(size)
                 continue
-            if kind == b"S" and header[482] != 0:
-                raise _HeaderError("a GNU sparse file with an extended map")
-        except _TruncatedError as error:
-            yield Break(begin, "truncated", str(error))
-            return
+            member = _member(begin, offset, header, kind, name, size, extension)
+            if member.offset + member.size > file_size:
+                raise _HeaderError(f"{member.name} ends at {member.offset + member.size}, the tar before", "truncated")
         except _HeaderError as error:
-            yield Break(begin, "bad_header", f"at byte {offset}: {error}")
+            yield Break(begin, error.cause, f"at byte {offset}: {error}")
             return
-        final_name = own_name if name is None else name
-        final_size = 0 if kind in _WITHOUT_DATA else own_size if size is None else size
-        following = data + _padded(final_size)
-        if data + final_size > file_size:
-            yield Break(begin, "truncated", f"{final_name} ends at byte {data + final_size}, the tar at {file_size}")
-            return
-        if kind != b"5":
-            refusal = None if kind in _REGULAR and not sparse else "not_a_file"
-            final_name, unsafe = _safe(final_name)
-            yield Member(begin, final_name, data, final_size, following, unsafe or refusal)
-        offset = begin = following
-        name, size, sparse = None, None, False
+        if kind != _DIRECTORY:
+            yield member
+        offset = begin = member.following
+        extension = None
 
 
-class _TruncatedError(Exception):
-    pass
+def _member(
+    begin: int, offset: int, header: bytes, kind: bytes, name: str, size: int, extension: _Extension | None
+) -> Member:
+    refusal = None if kind in _REGULAR else "not_a_file"
+    if extension is not None:
+        name = name if extension.name is None else extension.name
+        size = size if extension.size is None else extension.size
+        refusal = "not_a_file" if extension.sparse else refusal
+    if kind == _GNU_SPARSE and header[482]:
+        raise _HeaderError("a GNU sparse file with an extended map")
+    if kind in _WITHOUT_DATA:
+        size = 0
+    while name.startswith("./"):
+        name = name[2:]
+    if name.startswith("/") or (".." in name and ".." in name.split("/")):
+        refusal = "path_escapes"
+    data = offset + BLOCK
+    return Member(begin, name, data, size, data + _padded(size), refusal)
+
+
+def _payload(read: ReadAt, data: int, size: int, file_size: int) -> bytes:
+    if size > _EXTENSION_LIMIT:
+        raise _HeaderError(f"an extended header of {size} bytes")
+    if data + size > file_size:
+        raise _HeaderError(f"an extended header ends at byte {data + size}, the tar before", "truncated")
+    return read(data, size)
+
+
+def _extend(extension: _Extension, kind: bytes, payload: bytes) -> None:
+    if kind == b"L":
+        extension.name = payload.rstrip(b"\0").decode("utf-8", "backslashreplace")
+    elif kind == b"g":
+        if {"path", "size"} & _pax(payload).keys():
+            raise _HeaderError("a global pax header sets a path or size for all that follows")
+    elif kind != b"K":
+        for key, value in _pax(payload).items():
+            if key == "path":
+                extension.name = value.decode("utf-8", "backslashreplace")
+            elif key == "size":
+                extension.size = _decimal(value)
+            elif key.startswith("GNU.sparse"):
+                extension.sparse = True
 
 
 def _parse(header: bytes) -> tuple[bytes, str, int]:
@@ -148,14 +184,6 @@ def _looks_like(header: bytes) -> str:
     return "damaged, or not a tar"
 
 
-def _extension(read: ReadAt, data: int, size: int, file_size: int) -> bytes:
-    if size > _EXTENSION_LIMIT:
-        raise _HeaderError(f"an extended header of {size} bytes")
-    if data + size > file_size:
-        raise _TruncatedError(f"an extended header ends at byte {data + size}, the tar at {file_size}")
-    return read(data, size)
-
-
 def _pax(payload: bytes) -> dict[str, bytes]:
     """Returns the records of a pax header: `LENGTH KEY=VALUE\\n`, the length counting the whole record."""
     found: dict[str, bytes] = {}
@@ -179,13 +207,6 @@ def _decimal(digits: bytes) -> int:
 
 def _padded(size: int) -> int:
     return (size + BLOCK - 1) // BLOCK * BLOCK
-
-
-def _safe(name: str) -> tuple[str, str | None]:
-    while name.startswith("./"):
-        name = name[2:]
-    unsafe = name.startswith("/") or (".." in name and ".." in name.split("/"))
-    return name, "path_escapes" if unsafe else None
 
 
 def _after_end(read: ReadAt, file_size: int, offset: int) -> Iterator[Break]:

@@ -15,6 +15,7 @@ from data_pipelines.sources.shard_list import expand, identity
 from data_pipelines.sources.source import Entry
 from data_pipelines.sources.tar_headers import Break
 from data_pipelines.sources.tar_samples import TarSample, samples
+from data_pipelines.sources.walk_cache import WalkCache
 from data_pipelines.storage import Storage
 
 _TEXT_LIMIT = 1 << 24
@@ -55,6 +56,7 @@ class WebDatasetSource:
         self._config = config
         self._storage = storage
         self._member, _, self._field = config.caption.partition(":")
+        self._walks = WalkCache()
         self.shards = expand(config.shards)
 
     def fingerprint(self) -> dict[str, Any]:
@@ -65,19 +67,7 @@ class WebDatasetSource:
         return None
 
     def walk(self, shard: int, place: int = 0) -> Iterator[Entry]:
-        path = self.shards[shard]
-        size = self._storage.size(path)
-        if place > size:
-            return
-        for sample in samples(partial(self._storage.read, path), size, place):
-            if isinstance(sample, Break):
-                # Past the end, so that a walk resumed after the break does not meet it again.
-                yield Entry(shard, sample.begin, size + 1, Skip(sample.cause, f"{path}@{sample.begin}", sample.detail))
-                continue
-            content = self._content(path, sample)
-            # What a broken tar took from its last sample is counted with the break, once.
-            if not (sample.at_break and isinstance(content, Skip)):
-                yield Entry(shard, sample.place, sample.following, content)
+        return self._walks.walk(shard, place, self._walk)
 
     def locate(self, shard: int, place: int) -> Entry:
         entry = next(self.walk(shard, place), None)
@@ -100,6 +90,21 @@ class WebDatasetSource:
             asked += (TextPart(self._config.prompts[choice]),)
         answer = Turn("assistant", (TextPart(caption),), learn=True)
         return Record(key, (Turn("user", asked, learn=False), answer))
+
+    def _walk(self, shard: int, place: int) -> Iterator[Entry]:
+        path = self.shards[shard]
+        size = self._storage.size(path)
+        if place > size:
+            return
+        for sample in samples(partial(self._storage.read, path), size, place):
+            if isinstance(sample, Break):
+                # Past the end, so that a walk resumed after the break does not meet it again.
+                yield Entry(shard, sample.begin, size + 1, Skip(sample.cause, f"{path}@{sample.begin}", sample.detail))
+                continue
+            content = self._content(path, sample)
+            # What a broken tar took from its last sample is counted with the break, once.
+            if not (sample.at_break and isinstance(content, Skip)):
+                yield Entry(shard, sample.place, sample.following, content)
 
     def _content(self, path: str, sample: TarSample) -> _Found | Skip:
         key = f"{path}:{sample.key}"

@@ -142,6 +142,28 @@ def test_an_error_in_a_thread_comes_out_of_next(sources):
         load(sources, 1, preparation=Preparation(render, broken, IMAGE_TOKENS, (4, 4)))
 
 
+def test_an_error_comes_after_the_batches_before_it(sources):
+    def batches_until_the_error(prefetch):
+        seen = []
+
+        def broken(record):
+            seen.append(record.key)
+            if len(seen) > 90:
+                raise RuntimeError("the template broke")
+            return render(record)
+
+        with Loader(
+            stream_config(), sources, Preparation(broken, decode, IMAGE_TOKENS, (4, 4)), 4, prefetch=prefetch
+        ) as loader:
+            for count in range(100):
+                try:
+                    next(loader)
+                except RuntimeError:
+                    return count
+
+    assert 0 < batches_until_the_error(prefetch=1) == batches_until_the_error(prefetch=6) < 100
+
+
 def test_pixels_of_another_size_are_an_error_that_names_the_record(sources):
     wrong = Preparation(render, decode, IMAGE_TOKENS, (8, 8))
     with pytest.raises(ValueError, match=r"tar:\d+ decoded to \(4, 4, 3\); the slot is \(8, 8, 3\)"):
