@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from data_pipelines.record import ImagePart, Part, Record, TextPart, Turn
-from data_pipelines.rendered import RenderedRecord
-from data_pipelines.tokenizer import IMAGE_TOKEN, Tokenizer
+from data_pipelines.rendered import RenderedRecord, RenderError
+from data_pipelines.tokenizer import IMAGE_TOKEN, TokenBoundaryError, Tokenizer
 from data_pipelines.transforms.templates import TEMPLATES, AnswerFormat, ChatTemplate, Piece, Special
 
 __all__ = ["TEMPLATES", "ChatTemplate", "render", "render_prompt", "required_tokens", "stop_ids", "written"]
@@ -36,8 +36,9 @@ def render(record: Record, template: ChatTemplate, tokenizer: Tokenizer, image_t
         image_tokens: how many tokens an image takes (`mllm_jax.models.multimodal.image_tokens`).
 
     Raises:
-        ValueError: the tokenizer lacks a special token of the template, or a turn is out of place.
-        TokenBoundaryError: the tokenizer joins an answer's beginning with what stands before it.
+        ValueError: the tokenizer lacks a special token of the template.
+        RenderError: this record has a turn out of place, or the tokenizer joins an answer's beginning with the text
+            before it into one token.
     """
     return _assemble(record.key, list(_spans(record.turns, template)), tokenizer, image_tokens)
 
@@ -99,7 +100,7 @@ def _spans(turns: Sequence[Turn], template: ChatTemplate) -> Iterator[_Span]:
         opening = []
     for turn in turns:
         if turn.role == "system":
-            raise ValueError("a system turn may only stand first in a conversation.")
+            raise RenderError("turn_order", "a system turn may only stand first in a conversation")
         if turn.role == "assistant":
             yield from _answer(turn, template.assistant)
             continue
@@ -133,7 +134,7 @@ def _contents(parts: Sequence[Part], *, images_only: bool) -> Iterator[_Span]:
 
 def _text(turn: Turn) -> str:
     if any(isinstance(part, ImagePart) for part in turn.parts):
-        raise ValueError("a system turn holds an image; images may only stand in user and assistant turns.")
+        raise RenderError("turn_order", "a system turn holds an image; only users and assistants may show one")
     return "\n".join(filter(None, (part.text.strip() for part in turn.parts if isinstance(part, TextPart))))
 
 
@@ -165,9 +166,11 @@ def _assemble(key: str, spans: Sequence[_Span], tokenizer: Tokenizer, image_toke
 
     def finish_run() -> None:
         texts = _joined(run)
-        for (_, learned), ids in zip(
-            texts, tokenizer.encode_spans([text for text, _ in texts], start=run_starts), strict=True
-        ):
+        try:
+            encoded = tokenizer.encode_spans([text for text, _ in texts], start=run_starts)
+        except TokenBoundaryError as error:
+            raise RenderError("token_boundary", str(error)) from error
+        for (_, learned), ids in zip(texts, encoded, strict=True):
             add(ids, learned)
         run.clear()
 

@@ -1,7 +1,8 @@
 """Whether a chat template and a tokenizer fit: asked before a run starts, not found out from a bad model."""
 
 from data_pipelines.record import ByteRange, ImagePart, Record, TextPart, Turn
-from data_pipelines.tokenizer import TokenBoundaryError, Tokenizer
+from data_pipelines.rendered import RenderError
+from data_pipelines.tokenizer import Tokenizer
 from data_pipelines.transforms.chat_template import render, render_prompt, required_tokens, written
 from data_pipelines.transforms.templates import ChatTemplate
 
@@ -24,8 +25,8 @@ def check_template(template: ChatTemplate, tokenizer: Tokenizer) -> None:
     for record in _samples():
         try:
             ours = render(record, template, tokenizer, image_tokens=1)
-        except TokenBoundaryError as error:
-            raise ValueError(f"chat template {template.name!r} does not fit the tokenizer: {error}") from error
+        except RenderError as error:
+            raise ValueError(f"chat template {template.name!r} does not fit the tokenizer: {error.detail}") from error
         text = written(record, template, tokenizer)
         theirs = tokenizer.encode_marked(text)
         prompt = render_prompt(record, template, tokenizer, image_tokens=1).tokens

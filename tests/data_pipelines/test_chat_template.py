@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from data_pipelines.record import ByteRange, ImagePart, Part, Record, TextPart, Turn
-from data_pipelines.tokenizer import IMAGE_TOKEN, TokenBoundaryError, Tokenizer, load_tokenizer, tokenizer_from_files
+from data_pipelines.rendered import RenderError
+from data_pipelines.tokenizer import IMAGE_TOKEN, Tokenizer, load_tokenizer, tokenizer_from_files
 from data_pipelines.transforms.chat_template import render, render_prompt, required_tokens, stop_ids
 from data_pipelines.transforms.jinja import jinja
 from data_pipelines.transforms.template_check import check_template
@@ -139,10 +140,11 @@ def test_ids_and_mask_are_those_of_the_exported_tokenizer(exported, kind, name, 
     )
     ids, image_id = encoded["input_ids"], tokenizer.image_id
     assert ours.tokens.tolist() == expanded(ids, ids, image_id, image_tokens)
-    # transformers finds the mask by places in the text. It has none for a character that the tokenizer drops, and in a
-    # Unigram model one place for a whole run of bytes.
-    dropped = any(not tokenizer.encode(opening, start=False) for opening in openings(conversation))
-    if dropped or (kind == "unigram" and any(token.startswith("<0x") for token in theirs.convert_ids_to_tokens(ids))):
+    # transformers finds the mask by places in the text. It has none for characters that SentencePiece's default
+    # normalisation changes, and in a Unigram model one place for a whole run of bytes.
+    if kind == "default" and not all(opening.isascii() and opening.isprintable() for opening in openings(conversation)):
+        return
+    if kind == "unigram" and any(token.startswith("<0x") for token in theirs.convert_ids_to_tokens(ids)):
         return
     assert ours.supervised.tolist() == expanded(ids, encoded["assistant_masks"], image_id, image_tokens)
     assert [ours.tokens[start] for start in ours.image_starts] == [image_id] * len(ours.images)
@@ -281,7 +283,7 @@ def test_a_template_whose_answers_have_no_boundary_is_refused(tmp_path):
     tokenizer = small_tokenizer("bytes", tmp_path)
     with pytest.raises(ValueError, match="'llama3' does not fit the tokenizer"):
         check_template(TEMPLATES["llama3"], tokenizer)
-    with pytest.raises(TokenBoundaryError):
+    with pytest.raises(RenderError, match="token_boundary"):
         render(record(("user", ("Hi",)), ("assistant", ("Yes",))), TEMPLATES["llama3"], tokenizer, 1)
 
 
@@ -297,7 +299,7 @@ def test_white_space_that_a_special_token_swallows_is_found(tmp_path):
 
 def test_a_system_turn_after_the_first_is_an_error(tmp_path):
     tokenizer = small_tokenizer("bytes", tmp_path)
-    with pytest.raises(ValueError, match="may only stand first"):
+    with pytest.raises(RenderError, match="may only stand first"):
         render(record(("user", ("Hi",)), ("system", ("Be good",))), TEMPLATES["chatml"], tokenizer, 1)
 
 
