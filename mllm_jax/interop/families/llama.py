@@ -75,7 +75,7 @@ def from_hugging_face(config: HuggingFaceConfig) -> DecoderConfig:
 def _rotary(config: HuggingFaceConfig) -> tuple[float, Llama3RotaryScaling | None]:
     """From `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (before)."""
     rope: dict[str, Any] = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
-    theta = rope.get("rope_theta", config["rope_theta"])
+    theta: float = rope["rope_theta"] if "rope_theta" in rope else config["rope_theta"]
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "default":
         return theta, None
