@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from data_pipelines.lanes import Lane
 from data_pipelines.quota import QuotaExceededError
+from data_pipelines.rendered import RenderError
 from data_pipelines.sources.webdataset import WebDatasetConfig
 from data_pipelines.storage import Storage
 from tests.support.tiny_stream import IMAGE_TOKENS, pair, render, stream_config, tar_bytes, write_pairs
@@ -135,3 +136,15 @@ def test_a_changed_template_is_noticed(sources):
 def test_weights_that_say_nothing_are_an_error(mixture):
     with pytest.raises(ValidationError, match="weights are finite"):
         stream_config(mixture=mixture)
+
+
+def test_a_record_that_the_template_cannot_express_is_skipped_and_counted(sources):
+    def choosy(record):
+        if int(record.key[-1]) % 2:
+            raise RenderError("token_boundary", "no boundary before the answer")
+        return render(record)
+
+    lane = Lane(0, stream_config(skip_quota=1.0), sources, choosy, IMAGE_TOKENS)
+    met = [segment.rendered.key for _ in range(10) for segment in lane.next_row()]
+    assert met and all(int(key[-1]) % 2 == 0 for key in met)
+    assert lane.tally.skipped["token_boundary"] > 0
