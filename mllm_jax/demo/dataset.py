@@ -70,20 +70,35 @@ class DemoData:
         """LLaVA JSON with one question a record, and the question's `kind`; images as in `chats_held_out`."""
         return self.folder / "questions.json"
 
+    @property
+    def description(self) -> Path:
+        """The config that the data was made by."""
+        return self.folder / "dataset.json"
+
+    def is_complete(self, config: DatasetConfig) -> bool:
+        """Whether all data of this config is there."""
+        if not self.description.is_file():
+            return False
+        return self.description.read_text(encoding="utf-8") == config.model_dump_json(indent=2) + "\n"
+
 
 def write_dataset(folder: Path, config: DatasetConfig) -> DemoData:
-    """Writes all data below `folder`; the same config gives the same bytes.
+    """Writes all data below `folder`, unless it is there already; the same config gives the same bytes.
 
     Raises:
         ModuleNotFoundError: scikit-learn is not installed.
     """
     data = DemoData(folder)
+    if data.is_complete(config):
+        return data
     folder.mkdir(parents=True, exist_ok=True)
     _write_pairs(data.pairs, scenes(config, "train", "pairs", config.pairs))
     _write_chats(data, scenes(config, "train", "chats", config.chats), config)
     held_out = list(scenes(config, "test", "held_out", config.held_out))
     _write_pairs(data.pairs_held_out, held_out)
     _write_test(data, held_out, config)
+    # The last thing to be written, so that data cut short is never taken for whole.
+    data.description.write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return data
 
 

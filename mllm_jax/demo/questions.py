@@ -32,7 +32,7 @@ class Question:
 
 
 def caption(scene: Scene) -> str:
-    """Names every digit from left to right, with its place and its colour."""
+    """Names every digit in reading order, with its place and its colour."""
     size = scene.pixels.shape[0]
     things = [f"{place(digit, size)} a {digit.colour} {digit.value}" for digit in scene.digits]
     return f"{NUMBERS[len(things)]} digit{'s' if len(things) > 1 else ''}: {', '.join(things)}"

@@ -39,9 +39,9 @@ Box = tuple[int, int, int, int]
 class SceneConfig(Config):
     """What scenes look like."""
 
-    size: int = Field(default=64, ge=32)
+    size: int = Field(default=72, ge=32)
     """Height and width of a scene in pixels."""
-    cells: int = Field(default=4, ge=2)
+    cells: int = Field(default=3, ge=2)
     """A scene has cells x cells places; each digit lies anywhere within one of them, so that digits never touch."""
     digits: tuple[int, int] = (1, 4)
     """Fewest and most digits of a scene."""
@@ -73,7 +73,7 @@ class PlacedDigit:
 @dataclass(frozen=True, slots=True)
 class Scene:
     digits: tuple[PlacedDigit, ...]
-    """Ordered by the left edge of their boxes. No two have the same value and colour."""
+    """In reading order, cell by cell. No two have the same value and colour."""
     pixels: UInt8[np.ndarray, "H W 3"]
 
 
@@ -117,7 +117,7 @@ def compose(images: DigitImages, config: SceneConfig, random: np.random.Generato
     """
     count = int(random.integers(config.digits[0], config.digits[1] + 1))
     canvas = random.uniform(10, 60, size=3) + random.normal(0, 3, size=(config.size, config.size, 1))
-    cells = random.permutation(config.cells**2).tolist()
+    cells = sorted(random.permutation(config.cells**2)[:count].tolist())
     placed: list[PlacedDigit] = []
     while len(placed) < count:
         chosen = int(random.integers(len(images.values)))
@@ -128,7 +128,6 @@ def compose(images: DigitImages, config: SceneConfig, random: np.random.Generato
         box = _place(stencil.shape, divmod(cells[len(placed)], config.cells), config, random)
         _paint(canvas, stencil, box, COLOURS[colour], random)
         placed.append(PlacedDigit(value=value, colour=colour, box=box, source=int(images.sources[chosen])))
-    placed.sort(key=lambda digit: digit.box)
     return Scene(digits=tuple(placed), pixels=np.clip(np.rint(canvas), 0, 255).astype(np.uint8))
 
 
