@@ -1,7 +1,10 @@
 """Start-up of the processes that train together."""
 
+import contextlib
 import os
-from collections.abc import Mapping
+import sys
+import threading
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import jax
@@ -13,6 +16,13 @@ PROCESS_ID = "MLLM_PROCESS_ID"
 _COUNT_VARIABLES = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
 _HOST_LIST_VARIABLES = ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES")
 _PRESENCE_VARIABLES = ("MEGASCALE_COORDINATOR_ADDRESS", "JAX_COORDINATOR_ADDRESS")
+
+
+_GRACE_SECONDS = 60
+_WHAT_TO_CHECK = (
+    "Check that every process runs, that all agree on the coordinator and on the number of processes, and that the "
+    "coordinator's port is free and reachable."
+)
 
 
 class ProcessGroup(NamedTuple):
@@ -76,33 +86,57 @@ def start_processes(environment: Mapping[str, str] | None = None, *, timeout_sec
     """Joins this process with the others of the job; call once, before anything touches a device.
 
     Explicit variables come first (`MLLM_COORDINATOR`, `MLLM_PROCESSES`, `MLLM_PROCESS_ID`), then what
-    `jax.distributed` finds out itself (TPU pods, GKE, Slurm, Open MPI); else the process stays alone.
+    `jax.distributed` finds out itself (TPU pods, GKE, Slurm, Open MPI); else the process stays alone. When the others
+    do not appear within the time limit, the process says so and ends.
 
     Raises:
-        ProcessStartError: the variables are wrong, or the others did not appear within the time limit.
+        ProcessStartError: the variables are wrong, or the cluster's are not understood.
     """
     environment = os.environ if environment is None else environment
     group = process_group(environment)
     if group is None and not is_cluster(environment):
         return
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    place = "the cluster that was detected" if group is None else f"{group.coordinator} as process {group.process_id}"
     try:
-        if group is None:
-            jax.distributed.initialize(initialization_timeout=timeout_seconds)
-        else:
-            jax.distributed.initialize(
-                coordinator_address=group.coordinator,
-                num_processes=group.processes,
-                process_id=group.process_id,
-                cluster_detection_method="deactivate",
-                initialization_timeout=timeout_seconds,
-            )
+        with _time_limit(timeout_seconds, place):
+            _initialize(group, timeout_seconds + _GRACE_SECONDS)
     except (RuntimeError, ValueError) as error:
-        place = "the cluster that was detected" if group is None else f"{group.coordinator} as process {group}"
-        raise ProcessStartError(
-            f"Could not join {place} within {timeout_seconds} s: {error}. Check that every process runs, that all "
-            "agree on the coordinator and on the number of processes, and that the port is reachable."
-        ) from error
+        raise ProcessStartError(f"Could not join {place}: {error}. {_WHAT_TO_CHECK}") from error
+
+
+def _initialize(group: ProcessGroup | None, timeout_seconds: int) -> None:
+    if group is None:
+        jax.distributed.initialize(initialization_timeout=timeout_seconds)
+        return
+    jax.distributed.initialize(
+        coordinator_address=group.coordinator,
+        num_processes=group.processes,
+        process_id=group.process_id,
+        cluster_detection_method="deactivate",
+        initialization_timeout=timeout_seconds,
+    )
+
+
+@contextlib.contextmanager
+def _time_limit(seconds: int, place: str) -> Iterator[None]:
+    """Ends the process with a message when the block takes longer.
+
+    JAX's own limit aborts the process from C++ with a stack trace, so ours comes first; no exception could reach a
+    thread that waits in C++.
+    """
+
+    def end() -> None:
+        print(f"mllm: could not join {place} within {seconds} s. {_WHAT_TO_CHECK}", file=sys.stderr, flush=True)
+        os._exit(1)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def is_first_process() -> bool:

@@ -112,9 +112,8 @@ def _partition_spec(
 
 
 def _suggestion(length: int, ways: int, axes: tuple[str, ...]) -> str:
-    largest = max(divisor for divisor in range(1, ways + 1) if length % divisor == 0)
     padded = -(-length // ways) * ways
-    return f"use {'/'.join(axes)} {largest}, or pad the axis to {padded}"
+    return f"use {'/'.join(axes)} {math.gcd(length, ways)}, or pad the axis to {padded}"
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -128,19 +128,20 @@ def tiny_stages(steps: int = 6) -> tuple[StageConfig, ...]:
     return align, instruct
 
 
-def tiny_run(folder: Path, mesh=None, precision: PrecisionConfig = FLOAT32, console=None, every: int = 2) -> Run:
+def tiny_run(folder: Path, mesh=None, precision: PrecisionConfig = FLOAT32, console=None, feed=TinyFeed) -> Run:
+    """A run of the tiny model that logs every step and saves every second one."""
     return Run(
         folder=folder,
         ingredients=Ingredients(
             model=MODEL,
             precision=precision,
             initial_parameters=initial_parameters,
-            open_feed=TinyFeed,
+            open_feed=feed,
             run={"output": str(folder)},
             tokenizer_files={"tokenizer.json": b"{}", "spiece.model": b"\xff\x00"},
         ),
         mesh=mesh or make_mesh(MeshConfig()),
-        checkpoint=CheckpointConfig(every=every, keep=2),
+        checkpoint=CheckpointConfig(every=2, keep=2),
         logging=LoggingConfig(every=1, tensorboard=False),
         console=console,
     )

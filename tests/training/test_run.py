@@ -1,0 +1,135 @@
+import io
+import json
+
+import jax
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+from rich.console import Console
+
+from mllm_jax.checkpoint.description import tokenizer_files
+from mllm_jax.checkpoint.reading import StoredStep, latest_stored_step, read_description, read_parameters, stored_steps
+from mllm_jax.models.layers.precision import PrecisionConfig
+from mllm_jax.parallel.mesh import MeshConfig, make_mesh
+from mllm_jax.training.plan import StageError, plan_stages
+from mllm_jax.training.run import Outcome, run_stages
+from tests.support.tiny_training import TinyFeed, initial_parameters, tiny_run, tiny_stages
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    return make_mesh(MeshConfig(), jax.devices()[:1])
+
+
+@pytest.fixture(scope="module")
+def finished(one_device, tmp_path_factory):
+    """A run of both stages, with frozen parameters in bfloat16, and what it printed."""
+    output = io.StringIO()
+    folder = tmp_path_factory.mktemp("finished")
+    run = tiny_run(folder, one_device, PrecisionConfig(frozen="bfloat16", compute="float32"), Console(file=output))
+    assert run_stages(tiny_stages(), run) is Outcome.FINISHED
+    return run, output
+
+
+def metrics_of(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses_of(folder):
+    return [(line["stage"], line["step"], line["loss"]) for line in metrics_of(folder) if "loss" in line]
+
+
+def parameters_of(stored: StoredStep, run):
+    abstract = plan_stages(tiny_stages(), run)[1].abstract
+    whole = initial_parameters({**abstract.trainable, **abstract.frozen})
+    wanted = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, "float32", sharding=leaf.sharding), whole)
+    return flatten_dict(jax.device_get(read_parameters(stored, wanted)), sep="/")
+
+
+def test_both_stages_run_and_leave_metrics_checkpoints_and_a_table(finished):
+    run, output = finished
+    assert [(stage, step) for stage, step, _ in losses_of(run.folder)] == [
+        (stage, step) for stage in ("align", "instruct") for step in range(1, 7)
+    ]
+    validations = [line for line in metrics_of(run.folder) if "validation_loss" in line]
+    assert [(line["stage"], line["step"]) for line in validations] == [("align", 3), ("align", 6)]
+    assert [stored.step for stored in stored_steps(run.folder / "stages" / "0_align")] == [4, 6]
+    assert "stage align: 6 steps" in output.getvalue()
+    assert "connector" in output.getvalue()
+
+
+def test_a_finished_run_says_so_and_does_nothing(finished):
+    run, output = finished
+    before = metrics_of(run.folder)
+    assert run_stages(tiny_stages(), run) is Outcome.ALREADY_FINISHED
+    assert "is finished: all 2 stages are done" in output.getvalue()
+    assert metrics_of(run.folder) == before
+
+
+def test_each_stage_changes_what_it_trains_and_nothing_else(finished):
+    run, _ = finished
+    align, instruct = (
+        parameters_of(stored_steps(run.folder / "stages" / name)[-1], run) for name in ("0_align", "1_instruct")
+    )
+    for path, leaf in align.items():
+        changed = not np.array_equal(leaf, instruct[path])
+        assert changed == (not path.startswith("encoder")), path
+
+
+def test_a_stage_starts_from_full_precision_where_the_one_before_kept_bfloat16(finished, one_device, tmp_path):
+    """The decoder is frozen in bfloat16 in align; instruct must not begin with its rounded values."""
+    run, _ = finished
+    exact = tiny_run(tmp_path, one_device)
+    assert run_stages(tiny_stages()[:1], exact) is Outcome.FINISHED
+    rounded = parameters_of(latest_stored_step(tmp_path).__class__(run.folder / "stages/0_align", 6), run)
+    whole = parameters_of(latest_stored_step(tmp_path), run)
+    name = "decoder/output/kernel"
+    assert not np.array_equal(rounded[name], whole[name])
+    first = next(loss for stage, step, loss in losses_of(run.folder) if (stage, step) == ("instruct", 1))
+    assert first == pytest.approx(3.5, abs=0.5)
+
+
+def test_a_checkpoint_says_what_it_is(finished):
+    run, _ = finished
+    description = read_description(latest_stored_step(run.folder))
+    assert description["stage"] == "instruct"
+    assert description["run"] == {"output": str(run.folder)}
+    assert tokenizer_files(description) == {"tokenizer.json": b"{}", "spiece.model": b"\xff\x00"}
+
+
+class CrashingFeed(TinyFeed):
+    def __next__(self):
+        loaded = super().__next__()
+        if self._next == 6 and self._request.split == "train":
+            raise OSError("the disk is gone")
+        return loaded
+
+
+def test_a_crashed_run_goes_on_bit_identically_and_repeats_no_metric(one_device, tmp_path):
+    stages = tiny_stages()[:1]
+    run = tiny_run(tmp_path / "whole", one_device)
+    run_stages(stages, run)
+    crashing = tiny_run(tmp_path / "crashed", one_device, feed=CrashingFeed)
+    with pytest.raises(OSError, match="the disk is gone"):
+        run_stages(stages, crashing)
+    again = tiny_run(tmp_path / "crashed", one_device)
+    assert run_stages(stages, again) is Outcome.FINISHED
+    assert losses_of(again.folder) == losses_of(run.folder)
+    whole, resumed = (parameters_of(latest_stored_step(folder), run) for folder in (run.folder, again.folder))
+    for path, leaf in whole.items():
+        np.testing.assert_array_equal(leaf, resumed[path], err_msg=path)
+
+
+def test_stages_that_cannot_run_are_refused_together_before_anything_starts(tmp_path):
+    align, instruct = tiny_stages()
+    stages = [
+        align.model_copy(update={"rows": 12}),
+        instruct.model_copy(update={"name": "align", "trainable": ("conector/**",)}),
+    ]
+    with pytest.raises(StageError) as error:
+        run_stages(stages, tiny_run(tmp_path))
+    message = str(error.value)
+    assert "stages.0 (align): rows: 12 rows cannot be split over data 8 x fsdp 1 x accumulate 1 = 8" in message
+    assert "stages.1 (align): name: another stage has this name" in message
+    assert "stages.1 (align): trainable: The pattern 'conector/**' matches no parameter" in message
+    assert not (tmp_path / "stages").exists()

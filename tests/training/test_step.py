@@ -1,0 +1,113 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from mllm_jax.models.parameters import abstract_parameters, logical_axes, make_model
+from mllm_jax.parallel.mesh import MeshConfig, make_mesh
+from mllm_jax.parallel.rules import batch_sharding, parameter_shardings, use_mesh
+from mllm_jax.training.objectives import ObjectiveConfig, next_token_objective
+from mllm_jax.training.state import abstract_state, create_state, merge, shardings_of
+from mllm_jax.training.step import batch_counts, compile_train_step, make_train_step, micro_batches
+from tests.support.tiny_training import MODEL, initial_parameters, tiny_batch
+
+OBJECTIVE = next_token_objective(make_model(MODEL), ObjectiveConfig())
+TRAINABLE = ("connector/**", "decoder/**")
+
+
+def schedule(step):
+    return 1.0
+
+
+def one_step(mesh, objective=OBJECTIVE, accumulate=1, trainable=TRAINABLE, batch=None):
+    """With plain SGD at rate 1, the change of the parameters is the gradient."""
+    optimizer = optax.sgd(schedule)
+    parameters = abstract_parameters(MODEL)
+    shardings = parameter_shardings(logical_axes(MODEL), parameters, mesh)
+    abstract = abstract_state(parameters, shardings, trainable, jnp.float32, optimizer, mesh)
+    state = create_state(initial_parameters(merge(abstract.trainable, abstract.frozen)), abstract, optimizer)
+    before = jax.device_get(state.trainable)
+    with use_mesh(mesh):
+        step = make_train_step(objective, optimizer, schedule, accumulate)
+        compiled = compile_train_step(step, shardings_of(abstract), batch_sharding(mesh))
+        placed = jax.device_put(batch or tiny_batch(0), batch_sharding(mesh))
+        state, metrics = compiled(state, placed)
+    gradients = jax.tree.map(lambda old, new: old - new, before, jax.device_get(state.trainable))
+    return jax.device_get(metrics), gradients, state
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return one_step(make_mesh(MeshConfig(), jax.devices()[:1]))
+
+
+def check_same(found, expected):
+    assert found[0]["loss"] == pytest.approx(expected[0]["loss"], abs=1e-5)
+    assert found[0]["gradient_norm"] == pytest.approx(expected[0]["gradient_norm"], rel=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found[1], expected[1])
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        MeshConfig(data=8),
+        MeshConfig(data=1, fsdp=8),
+        MeshConfig(data=1, fsdp=4, tensor=2),
+        MeshConfig(data=2, fsdp=2, sequence=2),
+    ],
+    ids=str,
+)
+def test_loss_and_gradients_are_the_same_on_every_mesh(config, alone):
+    check_same(one_step(make_mesh(config)), alone)
+
+
+def test_loss_and_gradients_do_not_depend_on_accumulation(alone):
+    check_same(one_step(make_mesh(MeshConfig(), jax.devices()[:1]), accumulate=4), alone)
+    check_same(one_step(make_mesh(MeshConfig(data=2), jax.devices()[:2]), accumulate=2), alone)
+
+
+def test_chunked_logits_give_the_same_loss_and_gradients(alone):
+    objective = next_token_objective(make_model(MODEL), ObjectiveConfig(chunk_tokens=4))
+    check_same(one_step(make_mesh(MeshConfig(), jax.devices()[:1]), objective), alone)
+
+
+def test_the_loss_is_the_mean_over_supervised_tokens_of_the_global_batch(alone):
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    abstract = jax.tree.map(lambda leaf: leaf.update(sharding=here), abstract_parameters(MODEL))
+    batch = jax.tree.map(jnp.asarray, tiny_batch(0))
+    inputs = (batch.tokens, batch.segment_ids, batch.positions, batch.images, batch.image_mask, batch.image_index)
+    logits = jax.jit(make_model(MODEL).apply)({"params": initial_parameters(abstract)}, *inputs)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.targets)
+    assert alone[0]["loss"] == pytest.approx(float(losses[batch.loss_weights > 0].mean()), abs=1e-5)
+
+
+def test_a_batch_without_supervision_has_no_loss_and_no_gradient():
+    batch = tiny_batch(0)
+    batch = batch._replace(loss_weights=np.zeros_like(batch.loss_weights))
+    metrics, gradients, _ = one_step(make_mesh(MeshConfig(), jax.devices()[:1]), batch=batch)
+    assert metrics["loss"] == 0.0
+    assert all(not leaf.any() for leaf in jax.tree.leaves(gradients))
+
+
+def test_frozen_parameters_get_no_gradient_and_keep_their_bits(alone):
+    _, gradients, state = alone
+    assert set(gradients) == {"connector", "decoder"}
+    assert set(state.frozen) == {"encoder"}
+    jax.tree.map(np.testing.assert_array_equal, state.frozen, initial_parameters(state.frozen))
+
+
+def test_micro_batches_deal_the_rows_out():
+    batch = tiny_batch(0)
+    parts = micro_batches(batch, 2)
+    np.testing.assert_array_equal(parts.tokens[1], batch.tokens[1::2])
+    with pytest.raises(ValueError, match="8 rows cannot be cut into 3 equal parts"):
+        micro_batches(batch, 3)
+
+
+def test_counts_of_a_batch():
+    counts = batch_counts(tiny_batch(0))
+    assert int(counts["tokens"]) == 8 * 14
+    assert int(counts["images"]) == 8
+    # Segments of 8 and 6 tokens: 1 + 2 + ... + 8 and 1 + ... + 6 pairs.
+    assert float(counts["attended"]) == 8 * (36 + 21)
