@@ -65,8 +65,8 @@ def train_sentencepiece(texts: Iterable[str], config: TokenizerTrainingConfig | 
         )
     except (RuntimeError, OSError) as error:
         raise ValueError(
-            f"SentencePiece cannot train a {config.kind} model of {config.vocabulary_size} pieces on these texts: {error} "
-            "Give it more text or another vocabulary size."
+            f"SentencePiece cannot train a {config.kind} model of {config.vocabulary_size} pieces on these texts: "
+            f"{error} Give it more text or another vocabulary size."
         ) from error
     return model.getvalue()
 
