@@ -77,12 +77,14 @@ def _answer_group(answerer: Answerer, lines: Sequence[tuple[int, bytes]], source
 
 def _entry(line: bytes) -> dict[str, Any]:
     entry = json.loads(line)
-    if not isinstance(entry, dict) or not isinstance(entry.get("prompt"), str):
-        raise ValueError('expected an object with a text "prompt".')
+    if not isinstance(entry, dict):
+        raise ValueError(f"expected an object, found a {type(entry).__name__}.")
     return entry
 
 
 def _prompt(answerer: Answerer, entry: dict[str, Any], key: str, folder: Path) -> Prompt:
+    if not isinstance(entry.get("prompt"), str):
+        raise ValueError('expected a text "prompt".')
     named = entry.get("image") or []
     names = [named] if isinstance(named, str) else named
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
