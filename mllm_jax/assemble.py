@@ -8,7 +8,6 @@ import jax
 from rich.console import Console
 
 from data_pipelines.loader import Loader, Preparation
-from data_pipelines.positions import gather_positions
 from data_pipelines.tokenizer import Tokenizer, load_tokenizer
 from data_pipelines.transforms.chat_template import render
 from data_pipelines.transforms.image import ImageTransformConfig, decode_image
@@ -76,7 +75,6 @@ def make_ingredients(config: RunConfig) -> Ingredients:
         precision=config.model.precision,
         initial_parameters=partial(_initial_parameters, config, model),
         open_feed=partial(_open_feed, config, model, tokenizer),
-        position_json=gather_positions,
         run={"model": description.model_dump(mode="json"), "run_file": config.model_dump(mode="json")},
         tokenizer_files=tokenizer.files(),
     )

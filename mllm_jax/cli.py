@@ -110,8 +110,8 @@ def _add_tokenizer_verb(verbs) -> None:
 
 
 def _train(options: argparse.Namespace) -> int | None:
-    from mllm_jax.config import load_run
     from mllm_jax.assemble import train
+    from mllm_jax.config import load_run
 
     return train(load_run(options.run_file, options.overrides))
 
@@ -127,25 +127,74 @@ def _config(options: argparse.Namespace) -> None:
         print(resolved_yaml(load_run(options.run_file, options.overrides, check_paths=False)), end="")
 
 
+def _load(path: str):
+    from mllm_jax.interop.model_folder import load_model
+
+    return load_model(path)
+
+
+def _answerer(options: argparse.Namespace, rows: int = 1):
+    from mllm_jax.generation.answering import Answerer
+    from mllm_jax.generation.decode import DecodingConfig
+    from mllm_jax.generation.sampling import SamplingConfig
+
+    sampling = SamplingConfig(temperature=options.temperature, top_k=options.top_k, top_p=options.top_p)
+    decoding = DecodingConfig(max_new_tokens=options.max_new_tokens, sampling=sampling, seed=options.seed, rows=rows)
+    return Answerer(_load(options.model), decoding)
+
+
 def _evaluate(options: argparse.Namespace) -> None:
-    raise NotImplementedError
+    from mllm_jax.evaluation.evaluate import EvaluationConfig
+    from mllm_jax.evaluation.report import write_report
+    from mllm_jax.terminal import show_evaluation
+
+    config = EvaluationConfig(
+        rows=options.rows, max_new_tokens=options.max_new_tokens, blank=not options.no_blank, limit=options.limit
+    )
+    evaluation = show_evaluation(_load(options.model), options.data, config, options.images)
+    if options.output:
+        write_report(evaluation, options.output)
+        print(f"scores and answers: {options.output}")
 
 
-def _generate(options: argparse.Namespace) -> None:
-    raise NotImplementedError
+def _generate(options: argparse.Namespace) -> int:
+    from mllm_jax.terminal import generate_file, generate_one
+
+    if (options.prompt is None) == (options.input is None) or bool(options.input) != bool(options.output):
+        raise ValueError("give either --prompt TEXT (and --image FILE), or --input FILE.jsonl and --output FILE.jsonl")
+    if options.input:
+        return generate_file(_answerer(options, options.rows), options.input, options.output)
+    return generate_one(_answerer(options), options.prompt, options.image, as_json=options.json)
 
 
 def _chat(options: argparse.Namespace) -> None:
-    raise NotImplementedError
+    from mllm_jax.terminal import chat
+
+    chat(_answerer(options), options.image)
 
 
 def _import(options: argparse.Namespace) -> None:
-    raise NotImplementedError
+    from pathlib import Path
+
+    from mllm_jax.interop.hub import local_folder
+    from mllm_jax.interop.hugging_face import import_folder
+
+    found = import_folder(local_folder(options.source), Path(options.output))
+    print(f"imported {options.source} ({found.family.name}) to {options.output}")
 
 
 def _export(options: argparse.Namespace) -> None:
-    raise NotImplementedError
+    from mllm_jax.interop.export import export
+
+    export(_load(options.model), options.output, dtype=options.dtype)
+    print(f"exported {options.model} to {options.output}")
 
 
 def _train_tokenizer(options: argparse.Namespace) -> None:
-    raise NotImplementedError
+    from data_pipelines.tokenizers.texts import train_on_files
+    from data_pipelines.tokenizers.training import TokenizerTrainingConfig
+
+    config = TokenizerTrainingConfig(vocabulary_size=options.vocabulary, kind=options.algorithm)
+    skipped = train_on_files(options.inputs, options.output, config)
+    left_out = "".join(f"; {count} records without text: {cause}" for cause, count in skipped.items())
+    print(f"wrote {options.output}: {options.vocabulary} pieces{left_out}")

@@ -1,17 +1,21 @@
 """Pretrained encoders and decoders for a run: what a folder holds, and its weights at the sizes that the run wants."""
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mllm_jax.interop.adjustments import Adjustment, decoder_adjustments, encoder_adjustments
+from mllm_jax.interop.description import read_description
 from mllm_jax.interop.families.choice import family_of_folder
 from mllm_jax.interop.families.family import FamilyError
 from mllm_jax.interop.families.vision import pixel_statistics
 from mllm_jax.interop.hub import local_folder
+from mllm_jax.interop.imported_folder import is_imported_folder, read_parameter
+from mllm_jax.interop.processor import image_processor_config, read_json
+from mllm_jax.interop.safetensors_folder import WeightsError
 from mllm_jax.interop.weights import Loaded, Tree, load
 from mllm_jax.models.decoder import DecoderConfig
 from mllm_jax.models.vit import ViTConfig
@@ -25,29 +29,38 @@ ADJUSTMENTS: dict[type, Callable[[Any, Any], dict[str, Adjustment]]] = {
 
 
 def architecture_of(weights: str, config_class: type[Backbone]) -> Backbone:
-    """The architecture that a Hugging Face folder (or hub id) states.
+    """The architecture that a Hugging Face folder, an imported folder or a hub id states.
 
     Raises:
-        FileNotFoundError: no folder, or a folder without config.json.
+        FileNotFoundError: no folder, or a folder that holds no model.
         FamilyError: another kind of model than `config_class`, or one that cannot be imported.
     """
     folder = local_folder(weights)
-    config = _read_json(folder / "config.json")
-    ours = family_of_folder(config).from_hugging_face(config)
-    if not isinstance(ours, config_class):
+    found = read_description(folder).model if is_imported_folder(folder) else _hugging_face_architecture(folder)
+    if not isinstance(found, config_class):
         wanted = "a vision encoder" if config_class is ViTConfig else "a language model"
-        raise FamilyError(f"{folder} holds a model of type {config.get('model_type')!r}, expected {wanted}.")
-    preprocessor = folder / "preprocessor_config.json"
-    if isinstance(ours, ViTConfig) and preprocessor.is_file():
-        ours = ours.model_copy(update=pixel_statistics(_read_json(preprocessor)))
-    return ours
+        raise FamilyError(f"{folder} holds a {type(found).__name__.removesuffix('Config')}, expected {wanted}.")
+    return found
+
+
+def _hugging_face_architecture(folder: Path) -> Any:
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{folder} holds no model: it has neither config.json nor mllm_model.json.")
+    config = read_json(folder / "config.json")
+    try:
+        model = family_of_folder(config).from_hugging_face(config)
+        if isinstance(model, ViTConfig):
+            model = model.model_copy(update=pixel_statistics(image_processor_config(folder)))
+    except FamilyError as error:
+        raise FamilyError(f"{folder}: {error}") from error
+    return model
 
 
 def load_backbone(weights: str, wanted: Backbone, abstract: Tree) -> Loaded:
     """A folder's weights as the parameters of `wanted`: positions resized, vocabulary extended where it asks for it.
 
     Args:
-        weights: Hugging Face folder or hub id.
+        weights: Hugging Face folder, imported folder or hub id.
         wanted: the run's architecture.
         abstract: its parameters as `ShapeDtypeStruct` with shardings.
 
@@ -55,24 +68,26 @@ def load_backbone(weights: str, wanted: Backbone, abstract: Tree) -> Loaded:
         WeightsError: naming every tensor that is missing, unexpected or misshaped.
     """
     folder = local_folder(weights)
-    config = _read_json(folder / "config.json")
     adjustments = ADJUSTMENTS[type(wanted)](architecture_of(weights, type(wanted)), wanted)
-    return load(
-        folder,
-        family_of_folder(config).table,
-        abstract,
-        jax.tree.map(lambda leaf: leaf.sharding, abstract),
-        adjustments,
-    )
+    if is_imported_folder(folder):
+        return _load_imported(folder, abstract, adjustments)
+    table = family_of_folder(read_json(folder / "config.json")).table
+    return load(folder, table, abstract, jax.tree.map(lambda leaf: leaf.sharding, abstract), adjustments)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path.parent} is no Hugging Face model folder: it has no {path.name}") from None
-    except ValueError as error:
-        raise FamilyError(f"{path} is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise FamilyError(f"{path} holds a {type(value).__name__}, expected a JSON object")
-    return value
+def _load_imported(folder: Path, abstract: Tree, adjustments: Mapping[str, Adjustment]) -> Loaded:
+    parameters: dict[str, jax.Array] = {}
+    problems: list[str] = []
+    for path, leaf in flatten_dict(abstract, sep="/").items():
+        array = read_parameter(folder, path)
+        if path in adjustments and array.shape == adjustments[path].source_shape(leaf.shape):
+            array = adjustments[path].apply(array)
+        if array.shape != leaf.shape:
+            problems.append(f"{path}: found {list(array.shape)}, expected {list(leaf.shape)}")
+            continue
+        array = array.astype(leaf.dtype, copy=False)
+        parameters[path] = jax.make_array_from_callback(leaf.shape, leaf.sharding, array.__getitem__)
+    if problems:
+        raise WeightsError(f"The weights in {folder} do not fit the model:\n  " + "\n  ".join(problems))
+    adjusted = tuple(f"{path}: {adjustment.describe()}" for path, adjustment in adjustments.items())
+    return Loaded(unflatten_dict(parameters, sep="/"), adjusted, ())
