@@ -67,7 +67,7 @@ def make_ingredients(config: RunConfig) -> Ingredients:
     model = multimodal_config(config.model, tokenizer.vocabulary_size)
     description = ModelDescription(
         model=model,
-        chat_template=config.model.chat_template,
+        chat_template=TEMPLATES[config.model.chat_template],
         image_transform=ImageTransformConfig.model_validate(config.model.image_transform),
     )
     return Ingredients(

@@ -15,7 +15,7 @@ from data_pipelines.storage import Storage
 from data_pipelines.transforms.templates import TEMPLATES
 from mllm_jax.checkpoint.checkpointer import CheckpointConfig
 from mllm_jax.config_errors import sentences, suggest
-from mllm_jax.interop.hub import is_hub_id
+from mllm_jax.interop.hub import local_folder
 from mllm_jax.model_choice import ModelChoice, complete_architectures
 from mllm_jax.parallel.mesh import MeshConfig
 from mllm_jax.run_file import KeyPath, RunFileError, format_key, read_run_file
@@ -66,9 +66,14 @@ def load_run(path: str | Path, overrides: list[str] | tuple[str, ...] = (), *, c
     except ValidationError as error:
         raise RunFileError("\n".join(sentences(error, RunConfig, raw))) from None
     problems = [*_name_problems(run), *(_path_problems(run) if check_paths else ())]
-    if problems:
-        raise RunFileError("\n".join(f"{raw.origin(key)}: {format_key(key)}: {text}" for key, text in problems))
-    return run.model_copy(update={"model": complete_architectures(run.model, raw)})
+    told = [f"{raw.origin(key)}: {format_key(key)}: {text}" for key, text in problems]
+    try:
+        model = complete_architectures(run.model, raw)
+    except RunFileError as error:
+        raise RunFileError("\n".join([str(error), *told])) from None
+    if told:
+        raise RunFileError("\n".join(told))
+    return run.model_copy(update={"model": model})
 
 
 def _name_problems(run: RunConfig) -> Iterator[tuple[KeyPath, str]]:
@@ -98,9 +103,11 @@ def _no_template(name: str) -> str:
 
 
 def _path_problems(run: RunConfig) -> Iterator[tuple[KeyPath, str]]:
-    for key, path in run.model.paths():
-        if path is not None and not Path(path).exists() and not is_hub_id(path):
-            yield ("model", *key), f"there is no file or folder {path!r} (and it is not a hub id such as owner/name)"
+    if run.model.tokenizer is not None:
+        try:
+            local_folder(run.model.tokenizer)
+        except FileNotFoundError as error:
+            yield ("model", "tokenizer"), str(error)
     storage = Storage()
     used = {source for stage in run.stages for mixture in stage.mixtures().values() for source in mixture}
     for name, source in run.data.sources.items():

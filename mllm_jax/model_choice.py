@@ -1,6 +1,7 @@
 """What a run file says of the model: presets, weights and changed fields, and the architecture they come to."""
 
-from collections.abc import Iterator
+from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 from pydantic import Field, ValidationError
@@ -18,6 +19,7 @@ from mllm_jax.models.vit import ViTConfig
 from mllm_jax.run_file import KeyPath, RawRun, RunFileError, format_key
 
 ConfigType = TypeVar("ConfigType", bound=Config)
+Found = TypeVar("Found")
 
 
 class EncoderChoice(Config):
@@ -58,18 +60,12 @@ class ModelChoice(Config):
     """Fields of ImageTransformConfig; the size is the encoder's, the colour beside a padded image its mean colour."""
     precision: PrecisionConfig = PrecisionConfig()
 
-    def paths(self) -> Iterator[tuple[KeyPath, str | None]]:
-        """Every path that the model names, with the key that names it."""
-        yield ("encoder", "weights"), self.encoder.weights
-        yield ("decoder", "weights"), self.decoder.weights
-        yield ("tokenizer",), self.tokenizer
-
 
 def complete_architectures(model: ModelChoice, raw: RawRun) -> ModelChoice:
-    """`model` with every field of both architectures written out.
+    """`model` with every field of both architectures and of the image transform written out.
 
     Raises:
-        RunFileError: an unknown preset, a folder that holds another kind of model, a wrong or missing field.
+        RunFileError: an unknown preset, a folder that is not there or holds another model, a wrong or missing field.
     """
     encoder = _complete(model.encoder, ENCODERS, ViTConfig, ("model", "encoder"), raw)
     decoder = _complete(model.decoder, DECODERS, DecoderConfig, ("model", "decoder"), raw)
@@ -95,7 +91,7 @@ def _complete_transform(changes: dict[str, Any], encoder: ViTConfig, raw: RawRun
 def _complete(
     choice: EncoderChoice | DecoderChoice,
     presets: dict[str, Any],
-    config_class: type[Config],
+    config_class: type[ViTConfig] | type[DecoderConfig],
     key: KeyPath,
     raw: RawRun,
 ) -> dict[str, Any]:
@@ -106,11 +102,19 @@ def _complete(
         raise RunFileError(f"{place}: there is no preset {choice.preset!r}.{hint} Presets: {names}.")
     base: dict[str, Any] = {}
     if choice.weights is not None:
-        base = architecture_of(choice.weights, config_class).model_dump()
+        read = partial(architecture_of, config_class=config_class)
+        base = _found(choice.weights, (*key, "weights"), raw, read).model_dump()
     elif choice.preset is not None:
         base = presets[choice.preset].model_dump()
     values = _overlay(base, choice.architecture)
     return _validated(config_class, values, (*key, "architecture"), raw).model_dump(mode="json")
+
+
+def _found(path: str, key: KeyPath, raw: RawRun, read: Callable[[str], Found]) -> Found:
+    try:
+        return read(path)
+    except (OSError, ValueError) as error:
+        raise RunFileError(f"{raw.origin(key)}: {format_key(key)}: {error}") from error
 
 
 def _validated(config_class: type[ConfigType], values: dict[str, Any], key: KeyPath, raw: RawRun) -> ConfigType:

@@ -9,7 +9,7 @@ FILES = ["*.json", "*.safetensors", "*.model", "*.jinja"]
 
 def is_hub_id(text: str) -> bool:
     """Whether `text` has the form owner/name."""
-    return HUB_ID.fullmatch(text) is not None
+    return HUB_ID.fullmatch(text) is not None and not text.endswith((".model", ".json"))
 
 
 def local_folder(folder_or_id: str) -> Path:
