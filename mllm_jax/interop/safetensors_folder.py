@@ -5,15 +5,18 @@ import os
 from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
-import ml_dtypes  # noqa: F401  (teaches NumPy the name "bfloat16", which safetensors asks it for)
+import ml_dtypes
 import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-FLOATS = ("F64", "F32", "F16", "BF16")
+# Importing ml_dtypes also teaches NumPy the name "bfloat16", which safetensors asks it for.
+FLOATS = {name: np.dtype(kind) for name, kind in (("F64", "f8"), ("F32", "f4"), ("F16", "f2"))}
+FLOATS["BF16"] = np.dtype(ml_dtypes.bfloat16)
 
 
 class WeightsError(ValueError):
@@ -28,7 +31,7 @@ class SafetensorsFolder:
         self.folder = folder
         self._files = _tensor_files(folder)
         self._stack = ExitStack()
-        self._handles: dict[str, object] = {}
+        self._handles: dict[str, Any] = {}
 
     def __enter__(self) -> "SafetensorsFolder":
         opened = {}
@@ -49,8 +52,9 @@ class SafetensorsFolder:
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._handles[name].get_slice(name).get_shape())
 
-    def is_float(self, name: str) -> bool:
-        return self._handles[name].get_slice(name).get_dtype() in FLOATS
+    def float_dtype(self, name: str) -> np.dtype | None:
+        """The format of a tensor of floating point numbers, None for another kind."""
+        return FLOATS.get(self._handles[name].get_slice(name).get_dtype())
 
     def read(self, name: str) -> np.ndarray:
         return self._handles[name].get_tensor(name)

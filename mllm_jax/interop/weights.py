@@ -86,10 +86,10 @@ class Reading:
 
     def _assemble(self, parts: list[Tensor], shape: Shape) -> np.ndarray:
         """One whole parameter on the host."""
-        first = self._source.read(self._names[parts[0].name])
+        names = [self._names[part.name] for part in parts]
         if parts[0].layer is None:
-            return parts[0].layout.to_ours(first, shape)
-        stacked = np.empty(shape, first.dtype)
+            return parts[0].layout.to_ours(self._source.read(names[0]), shape)
+        stacked = np.empty(shape, np.result_type(*(self._source.float_dtype(name) for name in names)))
         for part in parts:
             stacked[part.layer] = part.layout.to_ours(self._source.read(self._names[part.name]), shape[1:])
         return stacked
@@ -117,7 +117,7 @@ def _check(
         name = names.get(tensor.name)
         if name is None:
             problems.append(f"missing {tensor.name}, shape {list(tensor.shape)} (for {tensor.path})")
-        elif not source.is_float(name):
+        elif source.float_dtype(name) is None:
             problems.append(f"{name} in {source.file(name)} holds integers: quantised weights cannot be loaded")
         elif source.shape(name) != tensor.shape:
             found, expected = list(source.shape(name)), list(tensor.shape)

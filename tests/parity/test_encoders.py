@@ -1,0 +1,119 @@
+"""The vision encoders against transformers, with random weights in float32."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from mllm_jax.interop.adjustments import encoder_adjustments
+from mllm_jax.interop.families.choice import family_of_config
+from mllm_jax.interop.weights import load
+from mllm_jax.models.parameters import abstract_parameters
+from mllm_jax.models.vit import FeatureConfig, ViT, ViTConfig
+from tests.support.hugging_face_folders import randomise
+from tests.support.parity import (
+    assert_close,
+    assert_loads_whole,
+    drawn_images,
+    read_config,
+    read_parameters,
+    write_folder,
+)
+
+# 30 pixels hold three whole patches of 8: what is left over must be dropped on the same side.
+SHAPE = {"hidden_size": 36, "num_hidden_layers": 3, "num_attention_heads": 3, "image_size": 30, "patch_size": 8}
+FAMILIES: dict[str, Any] = {
+    "clip": transformers.CLIPVisionConfig(**SHAPE, intermediate_size=44),
+    "siglip": transformers.SiglipVisionConfig(**SHAPE, intermediate_size=44),
+    "dinov2": transformers.Dinov2Config(**SHAPE, mlp_ratio=3),
+    "dinov2_with_registers": transformers.Dinov2WithRegistersConfig(**SHAPE, mlp_ratio=3, num_register_tokens=2),
+}
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def tower(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, torch.nn.Module]:
+    folder = tmp_path_factory.mktemp(request.param)
+    model = randomise(transformers.AutoModel.from_config(FAMILIES[request.param]))
+    model.save_pretrained(folder)
+    return folder, model
+
+
+def features(config: ViTConfig, parameters: dict, pixels: np.ndarray) -> jax.Array:
+    return jax.jit(ViT(config).apply)({"params": parameters}, pixels)
+
+
+def patches_of(hidden: torch.Tensor, config: ViTConfig) -> torch.Tensor:
+    kept = hidden[:, : int(config.features.keep_class_token)]
+    return torch.cat([kept, hidden[:, config.prefix_tokens :]], dim=1)
+
+
+@pytest.mark.parametrize(("layer", "scan"), [(-2, True), (-1, False), (1, True), (0, True)])
+def test_hidden_states(tower: tuple[Path, torch.nn.Module], layer: int, scan: bool) -> None:
+    folder, model = tower
+    config = read_config(folder, scan).model_copy(update={"features": FeatureConfig(layer=layer)})
+    pixels, normalised = drawn_images(config, 2)
+    expected = model(normalised, output_hidden_states=True).hidden_states[layer]
+    assert_close(features(config, read_parameters(folder, config), pixels), patches_of(expected, config))
+
+
+def test_normed_features_with_the_class_token(tower: tuple[Path, torch.nn.Module]) -> None:
+    folder, model = tower
+    config = read_config(folder)
+    kept = FeatureConfig(layer=-1, post_norm=True, keep_class_token=config.class_token)
+    config = config.model_copy(update={"features": kept})
+    pixels, normalised = drawn_images(config, 2)
+    hidden = model(normalised, output_hidden_states=True).hidden_states[-1]
+    norm = model.layernorm if hasattr(model, "layernorm") else model.post_layernorm
+    assert_close(features(config, read_parameters(folder, config), pixels), patches_of(norm(hidden), config))
+
+
+@pytest.mark.parametrize("scan", [True, False])
+def test_exported_weights_are_the_imported_ones(
+    tower: tuple[Path, torch.nn.Module], scan: bool, tmp_path: Path
+) -> None:
+    folder, model = tower
+    config = read_config(folder, scan)
+    write_folder(tmp_path / "exported", config, read_parameters(folder, config))
+    # It serves pre-training alone, and only the config of towers without registers can say that it is not there.
+    unused = frozenset({"embeddings.mask_token"}) if config.registers else frozenset()
+    assert_loads_whole(transformers.AutoModel, tmp_path / "exported", model, unused)
+
+
+@pytest.mark.parametrize("image_size", [(48, 48), (20, 45), (24, 41)])
+def test_dinov2_resizes_its_position_table(tmp_path: Path, image_size: tuple[int, int]) -> None:
+    """At load, to the image's own grid, and in the forward pass from the table as it is: both as transformers does."""
+    shape = SHAPE | {"image_size": 40, "num_hidden_layers": 1}
+    model = randomise(transformers.Dinov2Model(transformers.Dinov2Config(**shape)))
+    model.save_pretrained(tmp_path)
+    stored = read_config(tmp_path).model_copy(update={"features": FeatureConfig(layer=-1)})
+    resized = stored.model_copy(update={"image_size": image_size})
+    kept = resized.model_copy(update={"position_grid": stored.grid})
+    pixels, normalised = drawn_images(resized, 2)
+    expected = patches_of(model(normalised, output_hidden_states=True).hidden_states[-1], resized)
+
+    adjustments = encoder_adjustments(stored, resized)
+    loaded = load(tmp_path, family_of_config(stored).table, abstract_parameters(resized), adjustments=adjustments)
+    rows, columns = resized.grid
+    assert loaded.adjusted == (f"position_embedding: position table resized from 5x5 to {rows}x{columns}",)
+    assert_close(features(resized, loaded.parameters, pixels), expected)
+    assert_close(features(kept, read_parameters(tmp_path, kept), pixels), expected)
+
+
+def test_dinov2_of_a_non_square_size_is_read_as_transformers_reads_it(tmp_path: Path) -> None:
+    """transformers lays 2 x 8 positions out as 4 x 4 and resizes that to the image."""
+    shape = SHAPE | {"image_size": (16, 64), "num_hidden_layers": 1}
+    model = randomise(transformers.Dinov2Model(transformers.Dinov2Config(**shape)))
+    model.save_pretrained(tmp_path)
+    config = read_config(tmp_path).model_copy(update={"features": FeatureConfig(layer=-1)})
+    assert (config.image_size, config.table_grid) == ((16, 64), (4, 4))
+    pixels, normalised = drawn_images(config, 1)
+    expected = patches_of(model(normalised, output_hidden_states=True).hidden_states[-1], config)
+    assert_close(features(config, read_parameters(tmp_path, config), pixels), expected)
+    write_folder(tmp_path / "exported", config, read_parameters(tmp_path, config))
+    exported = transformers.Dinov2Model.from_pretrained(tmp_path / "exported")
+    again = patches_of(exported(normalised, output_hidden_states=True).hidden_states[-1], config)
+    assert torch.equal(again, expected)

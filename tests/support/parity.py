@@ -1,0 +1,75 @@
+"""Reads a folder that `transformers` wrote into our parameters, and writes ours back."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+
+from mllm_jax.interop.families.choice import family_of_config, family_of_folder
+from mllm_jax.interop.weights import load, save
+from mllm_jax.models.layers.stack import StackConfig
+from mllm_jax.models.parameters import ModelConfig, Parameters, abstract_parameters
+from mllm_jax.models.vit import ViTConfig
+
+TOLERANCE = 2e-5
+"""Largest difference, relative to the largest value compared, in float32."""
+
+
+def assert_close(ours: Any, theirs: torch.Tensor) -> None:
+    """Every number within 1e-4, and within `TOLERANCE` of the largest where numbers are small."""
+    ours, expected = np.asarray(ours), theirs.detach().numpy()
+    assert ours.shape == expected.shape
+    difference, largest = np.abs(ours - expected).max(), np.abs(expected).max()
+    assert difference < min(1e-4, TOLERANCE * max(1.0, largest)), f"{difference} among values up to {largest}"
+
+
+def read_config(folder: Path, scan: bool = True) -> ModelConfig:
+    """Our config of a folder, its stacks scanned or not."""
+    config = json.loads((folder / "config.json").read_text())
+    return with_stack(family_of_folder(config).from_hugging_face(config), StackConfig(scan=scan))
+
+
+def with_stack(config: ModelConfig, stack: StackConfig) -> ModelConfig:
+    if hasattr(config, "stack"):
+        return config.model_copy(update={"stack": stack})
+    parts = {name: with_stack(getattr(config, name), stack) for name in ("encoder", "decoder")}
+    return config.model_copy(update=parts)
+
+
+def read_parameters(folder: Path, config: ModelConfig) -> Parameters:
+    table = family_of_folder(json.loads((folder / "config.json").read_text())).table
+    return load(folder, table, abstract_parameters(config)).parameters
+
+
+def write_folder(folder: Path, config: ModelConfig, parameters: Parameters, **extra: Any) -> None:
+    family = family_of_config(config)
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(family.to_hugging_face(config) | extra))
+    save(folder, family.table, parameters)
+
+
+def assert_loads_whole(
+    model_class: Any, folder: Path, expected: torch.nn.Module, unused: frozenset[str] = frozenset()
+) -> None:
+    """transformers finds every tensor it wants in `folder` (but for `unused`), no other, and those of `expected`."""
+    model, report = model_class.from_pretrained(folder, output_loading_info=True)
+    problems = {kind: set(names) - unused for kind, names in report.items() if set(names) - unused}
+    assert not problems, problems
+    original = expected.state_dict()
+    for name, tensor in model.state_dict().items():
+        assert name in unused or torch.equal(tensor, original[name]), name
+
+
+def stored_names(folder: Path) -> set[str]:
+    with safe_open(folder / "model.safetensors", framework="np") as file:
+        return set(file.keys())
+
+
+def drawn_images(config: ViTConfig, count: int) -> tuple[np.ndarray, torch.Tensor]:
+    """Pixels as our encoder takes them, and normalised as `transformers` does."""
+    pixels = np.random.default_rng(1).integers(0, 256, (count, *config.image_size, 3), dtype=np.uint8)
+    normalised = (pixels / 255.0 - np.array(config.pixel_mean)) / np.array(config.pixel_std)
+    return pixels, torch.tensor(normalised.transpose(0, 3, 1, 2), dtype=torch.float32)
