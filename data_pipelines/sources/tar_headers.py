@@ -191,7 +191,7 @@ def _pax(payload: bytes) -> dict[str, bytes]:
     while position < len(payload) and payload[position]:
         space = payload.find(b" ", position, position + 20)
         length = _decimal(payload[position:space]) if space > 0 else 0
-        if length <= space - position or position + length > len(payload):
+        if length <= max(space - position, 0) or position + length > len(payload):
             raise _HeaderError("an extended header whose lengths do not add up")
         key, _, value = payload[space + 1 : position + length - 1].partition(b"=")
         found[key.decode("utf-8", "backslashreplace")] = value

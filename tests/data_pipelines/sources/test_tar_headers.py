@@ -2,7 +2,7 @@ import io
 import tarfile
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.sources.tar_headers import Break, Member, members
@@ -107,6 +107,18 @@ def test_damaged_bytes_never_crash_or_hang(data, changes, length):
     assert len(found) <= len(damaged) // 512 + 1
     for member in found:
         assert isinstance(member, Break) or member.offset + member.size <= len(damaged)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    kind=st.sampled_from(b"xgLK"),
+    payload=st.binary(max_size=40) | st.text("0123456789 path=size\n", max_size=40).map(str.encode),
+)
+@example(kind=ord("x"), payload=b"123")
+def test_any_extended_header_is_followed_or_refused(kind, payload):
+    info = tarfile.TarInfo("extended")
+    info.type, info.size = bytes([kind]), len(payload)
+    walk(info.tobuf() + payload.ljust(512, b"\0") + SEEDS[0])
 
 
 @settings(max_examples=100, deadline=None)
