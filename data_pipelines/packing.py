@@ -9,6 +9,9 @@ from data_pipelines.rendered import RenderedRecord
 
 Overlong = Literal["drop", "cut"]
 
+WAITING_LIMIT = 2000
+"""Segments that wait at most, however short they are: a lane's state names each of them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Segment:
@@ -31,9 +34,9 @@ class Segment:
 class Packer:
     """Fills rows from a bounded number of waiting segments.
 
-    Segments wait until they would fill `open_rows` rows, by their tokens or by their images. Then a row is made: it
-    takes the one that waits longest, and of the others those that fill the row best; see `fullest`. So a segment waits
-    at most for as many rows as there were segments before it.
+    Segments wait until they would fill `open_rows` rows, by their tokens or by their images, or until `WAITING_LIMIT`
+    wait. Then a row is made: it takes the one that waits longest, and of the others those that fill the row best; see
+    `fullest`. So a segment waits at most for as many rows as there were segments before it.
     """
 
     def __init__(self, row_length: int, images_per_row: int, open_rows: int) -> None:
@@ -44,6 +47,7 @@ class Packer:
         self._tokens = 0
         self._images = 0
         self._waiting: list[Segment] = []
+        self._sizes: list[tuple[int, int]] = []
 
     @property
     def waiting(self) -> tuple[Segment, ...]:
@@ -53,22 +57,29 @@ class Packer:
     @property
     def ready(self) -> bool:
         """Whether enough segments wait to make a row."""
-        return self._tokens >= self._enough_tokens or (self._images > 0 and self._images >= self._enough_images)
+        return (
+            self._tokens >= self._enough_tokens
+            or 0 < self._enough_images <= self._images
+            or len(self._waiting) >= WAITING_LIMIT
+        )
 
     def add(self, segment: Segment) -> None:
         """Lets a segment wait that `fit` let pass."""
+        size = segment.tokens, segment.images
         self._waiting.append(segment)
-        self._tokens += segment.tokens
-        self._images += segment.images
+        self._sizes.append(size)
+        self._tokens += size[0]
+        self._images += size[1]
 
     def take(self) -> tuple[Segment, ...]:
         """Returns the segments of the next row, the longest waiting first."""
-        sizes = [(segment.tokens, segment.images) for segment in self._waiting]
-        chosen = set(fullest(sizes, self._row_length, self._images_per_row))
-        row = tuple(segment for index, segment in enumerate(self._waiting) if index in chosen)
-        self._waiting = [segment for index, segment in enumerate(self._waiting) if index not in chosen]
-        self._tokens -= sum(segment.tokens for segment in row)
-        self._images -= sum(segment.images for segment in row)
+        chosen = fullest(self._sizes, self._row_length, self._images_per_row)
+        row = tuple(self._waiting[index] for index in chosen)
+        for index in reversed(chosen):
+            del self._waiting[index]
+            tokens, images = self._sizes.pop(index)
+            self._tokens -= tokens
+            self._images -= images
         return row
 
 

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipelines.packing import Packer, Segment, fit, fullest
+from data_pipelines.packing import WAITING_LIMIT, Packer, Segment, fit, fullest
 from data_pipelines.quota import Skip
 from data_pipelines.record import ByteRange, ImagePart
 from data_pipelines.rendered import RenderedRecord
@@ -62,6 +62,14 @@ def test_nothing_is_lost_or_repeated_and_the_oldest_goes_first(sizes):
             assert sum(part.tokens for part in row) <= 20 and sum(part.images for part in row) <= 3
             out += row
     assert sorted(part.place for part in [*out, *packer.waiting]) == list(range(len(sizes)))
+
+
+def test_the_shortest_records_do_not_wait_without_end():
+    packer = Packer(row_length=10**6, images_per_row=0, open_rows=9)
+    for place in range(WAITING_LIMIT):
+        assert not packer.ready
+        packer.add(segment(2, place=place))
+    assert packer.ready and len(packer.take()) == WAITING_LIMIT
 
 
 def test_rows_of_long_conversations_are_nearly_full():
