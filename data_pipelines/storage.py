@@ -70,8 +70,8 @@ class Storage:
         for attempt in range(self._attempts):
             try:
                 return action()
-            except _PERMANENT:
-                raise
+            except _PERMANENT as error:
+                raise type(error)(f"could not read {path}: {error.strerror or error}") from error
             except OSError as error:
                 if attempt + 1 == self._attempts:
                     raise OSError(

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipelines.storage import Storage
+from data_pipelines.storage import Storage, is_local
 
 RECORD_LIMIT = 1 << 26
 """Bytes that one record may take; a longer one is a quote or bracket that never closes."""
@@ -34,6 +34,8 @@ def load_index(path: str, storage: Storage, cache: str | None) -> np.ndarray:
         storage: what reads it.
         cache: a folder for the index; None: beside the file, or in memory where that may not be written.
     """
+    if not is_local(path):
+        raise ValueError(f"{path} is remote, but conversations are read at random places; copy the file here first.")
     status = os.stat(path)
     label = f"{_VERSION}:{os.path.abspath(path)}:{status.st_size}:{status.st_mtime_ns}"
     name = f"{os.path.basename(path)}.{hashlib.blake2b(label.encode(), digest_size=6).hexdigest()}.index"

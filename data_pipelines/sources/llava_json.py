@@ -23,9 +23,9 @@ class LlavaJsonConfig(Config):
 
     kind: Literal["llava_json"] = "llava_json"
     files: str | tuple[str, ...]
-    """JSON or JSONL files: a path, a brace range, a glob or a list."""
+    """Local JSON or JSONL files: a path, a brace range, a glob or a list."""
     images: str | None = None
-    """Folder below which the records' `image` paths are."""
+    """Folder below which the records' `image` paths are; what lies outside is refused, also behind a link."""
     image_shards: str | tuple[str, ...] | None = None
     """Tars whose members are the records' `image` paths."""
     index_cache: str | None = None

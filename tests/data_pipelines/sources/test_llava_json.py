@@ -134,6 +134,11 @@ def test_the_index_is_kept_and_renewed_when_the_file_changes(open_source, tmp_pa
     assert index.stat().st_mtime_ns == written
 
 
+def test_a_remote_file_is_refused():
+    with pytest.raises(ValueError, match="copy the file here first"):
+        LlavaJsonConfig(files="gs://bucket/chats.json").open(Storage())
+
+
 def test_two_places_for_images_are_an_error():
     with pytest.raises(ValueError, match="from a folder or from tars"):
         LlavaJsonConfig(files="a.json", images="folder", image_shards="a.tar")
