@@ -29,6 +29,21 @@ def stored_steps(stage: Path) -> list[StoredStep]:
     return [StoredStep(stage, step) for step in sorted(steps)]
 
 
+def last_stored_step(stage: Path) -> StoredStep:
+    """The newest whole checkpoint of a stage.
+
+    Raises:
+        FileNotFoundError: the stage has none.
+    """
+    steps = stored_steps(stage)
+    if not steps:
+        raise FileNotFoundError(
+            f"{stage} holds no whole checkpoint, but its stage is needed. Restore the folder, or remove the run's "
+            "folders from this stage on to run them again."
+        )
+    return steps[-1]
+
+
 def latest_stored_step(run: Path) -> StoredStep:
     """The newest whole checkpoint of the latest stage that has one.
 

@@ -1,11 +1,12 @@
 """Where metrics go: `metrics.jsonl`, TensorBoard and the terminal; written by process 0 alone."""
 
 import json
+import math
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field
-from tensorboardX import SummaryWriter
 
 from data_pipelines.config_class import Config
 from mllm_jax.checkpoint.layout import write_whole
@@ -54,11 +55,13 @@ class MetricLog:
         self._progress = progress
         run.mkdir(parents=True, exist_ok=True)
         self._file = (run / "metrics.jsonl").open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(run / "tensorboard" / stage), purge_step=start + 1) if tensorboard else None
+        self._board = _open_board(run / "tensorboard" / stage, start) if tensorboard else None
 
     def write(self, step: int, values: Values) -> None:
         """Adds what was measured at `step`."""
-        self._file.write(json.dumps({"stage": self._stage, "step": step, **values}) + "\n")
+        # JSON has no NaN; null is what a non-finite number becomes everywhere else.
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        self._file.write(json.dumps({"stage": self._stage, "step": step, **finite}) + "\n")
         self._file.flush()
         if self._board:
             for name, value in values.items():
@@ -69,6 +72,13 @@ class MetricLog:
         self._file.close()
         if self._board:
             self._board.close()
+
+
+def _open_board(folder: Path, start: int) -> Any:
+    # Imported here because tensorboardX imports torch where torch is installed, which takes seconds.
+    from tensorboardX import SummaryWriter
+
+    return SummaryWriter(str(folder), purge_step=start + 1)
 
 
 class NoMetricLog(MetricLog):

@@ -33,7 +33,8 @@ def next_token_objective(model: nn.Module, config: ObjectiveConfig) -> Objective
         hidden: Any = nn.apply(_hidden, model)(variables, batch)
         logits_of = partial(model.apply, variables, method="logits")
         if config.chunk_tokens is None:
-            return weighted_cross_entropy(logits_of(hidden), batch.targets, batch.loss_weights)
+            logits: Any = logits_of(hidden)
+            return weighted_cross_entropy(logits, batch.targets, batch.loss_weights)
         return _chunked(logits_of, hidden, batch, config.chunk_tokens)
 
     return objective

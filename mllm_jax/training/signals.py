@@ -44,6 +44,7 @@ class StopRequest:
     def requested(self) -> bool:
         """Whether to stop now; all processes must ask equally often, and get the same answer."""
         self._asked += 1
-        if jax.process_count() == 1:
-            return self._requested
-        return multihost_utils.reached_preemption_sync_point(self._asked)
+        if jax.process_count() > 1:
+            agreed = multihost_utils.reached_preemption_sync_point(self._asked)
+            self._requested = self._requested or agreed
+        return self._requested

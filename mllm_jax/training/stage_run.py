@@ -10,10 +10,10 @@ from flax.traverse_util import flatten_dict
 from jax.experimental import multihost_utils
 
 from data_pipelines.positions import gather_positions
-from mllm_jax.checkpoint.checkpointer import Checkpointer
+from mllm_jax.checkpoint.checkpointer import Checkpointer, CheckpointError
 from mllm_jax.checkpoint.description import make_description
 from mllm_jax.checkpoint.layout import mark_done
-from mllm_jax.checkpoint.reading import read_frozen, read_trained, stored_steps
+from mllm_jax.checkpoint.reading import last_stored_step, read_frozen, read_trained
 from mllm_jax.parallel.processes import is_first_process
 from mllm_jax.parallel.rules import ParameterTree, batch_sharding
 from mllm_jax.training.evaluation import held_out_loss
@@ -72,9 +72,14 @@ def _begin(
     """The state, the number of steps done and the data position: from the last checkpoint, or from the beginning."""
     step = checkpointer.latest_step()
     if step is None:
-        state = create_state(_first_parameters(stage, earlier, run), stage.abstract, stage.optimizer)
+        state = create_state(first_parameters(stage, earlier, run), stage.abstract, stage.optimizer)
         checkpointer.save_frozen(state.frozen)
         return state, 0, None
+    if step > stage.config.steps:
+        raise CheckpointError(
+            f"{stage.folder} has done {step} steps already, but the stage has only {stage.config.steps}. "
+            "Set steps to what was done or more, or start a new run directory."
+        )
     restored = checkpointer.restore(step, stage.abstract.trainable, stage.abstract.optimizer_state)
     frozen = read_frozen(stage.folder, stage.abstract.frozen)
     count = jax.device_put(jax.numpy.asarray(step, "int32"), stage.abstract.step.sharding)
@@ -82,16 +87,21 @@ def _begin(
     return state, step, restored.position
 
 
-def _first_parameters(stage: Stage, earlier: Sequence[Stage], run: Run) -> ParameterTree:
+def first_parameters(stage: Stage, earlier: Sequence[Stage], run: Run) -> ParameterTree:
     """The initial parameters, with what earlier stages trained in their place.
 
     Earlier stages are read from disk even when this process has just run them, and only what they trained: so an
     uninterrupted run is exactly a resumed one, and parameters that were frozen in a smaller format lose nothing.
+
+    Args:
+        stage: the one that begins.
+        earlier: those before it, all done.
+        run: what they share.
     """
     abstract = stage.abstract_parameters()
     parameters = run.ingredients.initial_parameters(abstract)
     for before in earlier:
-        trained = read_trained(stored_steps(before.folder)[-1], abstract)
+        trained = read_trained(last_stored_step(before.folder), abstract)
         parameters = merge(parameters, trained)
     return parameters
 

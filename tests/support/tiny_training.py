@@ -147,15 +147,15 @@ def tiny_run(folder: Path, mesh=None, precision: PrecisionConfig = FLOAT32, cons
     )
 
 
-def main(folder: str, steps: str, mesh: str) -> int:
-    """One process of a run; `mesh` is `data,fsdp,tensor`."""
+def main(folder: str, steps: str, mesh: str, stages: str) -> int:
+    """One process of a run; `mesh` is `data,fsdp,tensor`; only the first `stages` are run."""
     from rich.console import Console
 
     start_processes(timeout_seconds=60)
     data, fsdp, tensor = map(int, mesh.split(","))
     console = Console() if jax.process_index() == 0 else None
     run = tiny_run(Path(folder), make_mesh(MeshConfig(data=data, fsdp=fsdp, tensor=tensor)), console=console)
-    outcome = run_stages(tiny_stages(int(steps)), run)
+    outcome = run_stages(tiny_stages(int(steps))[: int(stages)], run)
     print(outcome.value, flush=True)
     return STOPPED_EXIT_CODE if outcome is Outcome.STOPPED else 0
 

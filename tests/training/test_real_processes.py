@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
@@ -16,7 +17,7 @@ from mllm_jax.checkpoint.reading import latest_stored_step
 from mllm_jax.training.signals import STOPPED_EXIT_CODE
 
 ROOT = Path(__file__).parents[2]
-STEPS = 8
+STEPS = 6
 
 
 @pytest.fixture(scope="module")
@@ -24,9 +25,9 @@ def start(tmp_path_factory):
     """Starts one process of a run; programs compiled by one process are found by the next."""
     cache = str(tmp_path_factory.mktemp("compiled"))
 
-    def start(folder, mesh, devices, **environment):
+    def start(folder, mesh, devices, stages=2, **environment):
         return subprocess.Popen(
-            [sys.executable, "-m", "tests.support.tiny_training", str(folder), str(STEPS), mesh],
+            [sys.executable, "-m", "tests.support.tiny_training", str(folder), str(STEPS), mesh, str(stages)],
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -78,7 +79,7 @@ def undisturbed(start, tmp_path_factory):
 
 
 def test_killed_and_stopped_at_any_point_it_ends_bit_identical(start, undisturbed, tmp_path):
-    for stage, step in (("align", 3), ("align", 6), ("instruct", 4)):
+    for stage, step in (("align", 3), ("instruct", 4)):
         process = start(tmp_path, "2,2,1", devices=4)
         until_step(process, stage, step)
         process.kill()
@@ -93,8 +94,6 @@ def test_killed_and_stopped_at_any_point_it_ends_bit_identical(start, undisturbe
     assert code == 0, output
 
     assert losses_of(tmp_path) == losses_of(undisturbed)
-    import jax
-
     jax.tree.map(np.testing.assert_array_equal, trained(tmp_path), trained(undisturbed))
     steps = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     seen = [(line["stage"], line["step"], "loss" in line) for line in steps]
@@ -106,7 +105,7 @@ def start_two(start, folder):
         free.bind(("localhost", 0))
         coordinator = f"localhost:{free.getsockname()[1]}"
     group = {"MLLM_COORDINATOR": coordinator, "MLLM_PROCESSES": "2"}
-    return [start(folder, "2,2,1", devices=2, **group, MLLM_PROCESS_ID=str(number)) for number in range(2)]
+    return [start(folder, "2,2,1", devices=2, stages=1, **group, MLLM_PROCESS_ID=str(number)) for number in range(2)]
 
 
 def test_two_processes_compute_what_one_does_and_stop_together(start, undisturbed, tmp_path):
@@ -119,5 +118,5 @@ def test_two_processes_compute_what_one_does_and_stop_together(start, undisturbe
     for process in start_two(start, tmp_path):
         code, output = ended(process)
         assert code == 0, output
-    expected = losses_of(undisturbed)
+    expected = {(stage, step): loss for (stage, step), loss in losses_of(undisturbed).items() if stage == "align"}
     assert losses_of(tmp_path) == pytest.approx(expected, abs=1e-5)

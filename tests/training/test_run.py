@@ -7,12 +7,21 @@ import pytest
 from flax.traverse_util import flatten_dict
 from rich.console import Console
 
+from mllm_jax.checkpoint.checkpointer import CheckpointError
 from mllm_jax.checkpoint.description import tokenizer_files
-from mllm_jax.checkpoint.reading import StoredStep, latest_stored_step, read_description, read_parameters, stored_steps
+from mllm_jax.checkpoint.reading import (
+    StoredStep,
+    last_stored_step,
+    latest_stored_step,
+    read_description,
+    read_parameters,
+    stored_steps,
+)
 from mllm_jax.models.layers.precision import PrecisionConfig
 from mllm_jax.parallel.mesh import MeshConfig, make_mesh
 from mllm_jax.training.plan import StageError, plan_stages
 from mllm_jax.training.run import Outcome, run_stages
+from mllm_jax.training.stage_run import first_parameters
 from tests.support.tiny_training import TinyFeed, initial_parameters, tiny_run, tiny_stages
 
 
@@ -76,17 +85,35 @@ def test_each_stage_changes_what_it_trains_and_nothing_else(finished):
         assert changed == (not path.startswith("encoder")), path
 
 
-def test_a_stage_starts_from_full_precision_where_the_one_before_kept_bfloat16(finished, one_device, tmp_path):
-    """The decoder is frozen in bfloat16 in align; instruct must not begin with its rounded values."""
+def test_a_stage_starts_from_full_precision_where_the_one_before_kept_bfloat16(finished):
     run, _ = finished
-    exact = tiny_run(tmp_path, one_device)
-    assert run_stages(tiny_stages()[:1], exact) is Outcome.FINISHED
-    rounded = parameters_of(latest_stored_step(tmp_path).__class__(run.folder / "stages/0_align", 6), run)
-    whole = parameters_of(latest_stored_step(tmp_path), run)
-    name = "decoder/output/kernel"
-    assert not np.array_equal(rounded[name], whole[name])
-    first = next(loss for stage, step, loss in losses_of(run.folder) if (stage, step) == ("instruct", 1))
-    assert first == pytest.approx(3.5, abs=0.5)
+    align, instruct = plan_stages(tiny_stages(), run)
+    exact = initial_parameters(instruct.abstract_parameters())
+    begins = first_parameters(instruct, [align], run)
+    assert align.abstract.frozen["decoder"]["output"]["kernel"].dtype == "bfloat16"
+    jax.tree.map(np.testing.assert_array_equal, begins["decoder"], exact["decoder"])
+    trained = parameters_of(last_stored_step(align.folder), run)
+    np.testing.assert_array_equal(begins["connector"]["layers_0"]["kernel"], trained["connector/layers_0/kernel"])
+
+
+def test_a_run_killed_before_its_stage_was_marked_done_only_marks_it(finished):
+    run, output = finished
+    (run.folder / "stages" / "1_instruct" / "done.json").unlink()
+    before = losses_of(run.folder)
+    assert run_stages(tiny_stages(), run) is Outcome.FINISHED
+    assert "stage align is done" in output.getvalue()
+    assert losses_of(run.folder) == before
+
+
+def test_fewer_steps_than_were_done_are_refused(finished):
+    run, _ = finished
+    done = run.folder / "stages" / "1_instruct" / "done.json"
+    mark = done.read_text()
+    done.unlink()
+    align, instruct = tiny_stages()
+    with pytest.raises(CheckpointError, match="has done 6 steps already, but the stage has only 5"):
+        run_stages([align, instruct.model_copy(update={"steps": 5})], run)
+    done.write_text(mark)
 
 
 def test_a_checkpoint_says_what_it_is(finished):
