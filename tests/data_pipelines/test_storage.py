@@ -62,7 +62,7 @@ def test_a_missing_file_is_not_tried_again(tmp_path):
     def never(seconds):
         raise AssertionError("waited for a file that is not there")
 
-    with pytest.raises(FileNotFoundError, match="could not read .*none: No such file"):
+    with pytest.raises(FileNotFoundError, match=r"could not read .*none: No such file"):
         Storage(sleep=never).size(str(tmp_path / "none"))
 
 
