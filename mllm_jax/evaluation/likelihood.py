@@ -34,7 +34,7 @@ def losses(answerer: Answerer, answered: Sequence[tuple[Prompt, np.ndarray]]) ->
         supervised = np.zeros(batch.tokens.shape, bool)
         for row, index in enumerate(chosen):
             supervised[row, : len(prompts[row].tokens)] = answered[index][1]
-        rows = _row_losses(answerer.model, answerer.loaded.parameters, batch, supervised)
+        rows = _row_losses(answerer.model, answerer.parameters, batch, supervised)
         found[chosen] = np.asarray(rows)[: len(chosen)]
     return found.tolist()
 

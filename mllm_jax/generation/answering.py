@@ -2,8 +2,10 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from data_pipelines.record import ImagePart, Part, Record, TextPart
@@ -17,7 +19,7 @@ from mllm_jax.generation.decode import DecodingConfig, LanguageModel, check_prom
 from mllm_jax.generation.prompts import Prompt
 from mllm_jax.interop.model_folder import LoadedModel
 from mllm_jax.models.multimodal import MultimodalConfig, image_tokens
-from mllm_jax.models.parameters import make_model
+from mllm_jax.models.parameters import Parameters, make_model
 from mllm_jax.models.vit import ViTConfig
 
 IMAGE_MARK = "<image>"
@@ -61,6 +63,8 @@ class Answerer:
         self.template: ChatTemplate = loaded.chat_template
         self.tokenizer: Tokenizer = loaded.tokenizer
         self.model: LanguageModel = make_model(loaded.config, dtype=loaded.compute_dtype)  # type: ignore[assignment]
+        # Widening is exact; left to the compiled step, it would be done again for every token.
+        self.parameters = _widened(loaded.parameters, loaded.compute_dtype)
         self.image_tokens = image_tokens(loaded.config) if isinstance(loaded.config, MultimodalConfig) else 0
         self.stop_tokens = stop_ids(self.template, self.tokenizer)
         self._storage = Storage()
@@ -96,7 +100,7 @@ class Answerer:
 
     def answer(self, prompts: Sequence[Prompt]) -> list[Answer]:
         """Answer prompts, `decoding.rows` at a time."""
-        answers = generate(self.model, self.loaded.parameters, prompts, self.stop_tokens, self.decoding)
+        answers = generate(self.model, self.parameters, prompts, self.stop_tokens, self.decoding)
         return [self._answer(tokens) for tokens in answers]
 
     def stream(self, prompt: Prompt) -> Iterator[str]:
@@ -104,7 +108,7 @@ class Answerer:
         tokens: list[int] = []
         said = ""
         key = jax.random.key(self.decoding.seed)
-        for new in stream(self.model, self.loaded.parameters, [prompt], self.decoding, key):
+        for new in stream(self.model, self.parameters, [prompt], self.decoding, key):
             if int(new[0]) in self.stop_tokens:
                 break
             tokens.append(int(new[0]))
@@ -125,6 +129,12 @@ class Answerer:
         if self.loaded.image_transform is None:
             raise ValueError(f"{self.loaded.source} does not say how images are resized for the model.")
         return self.loaded.image_transform
+
+
+def _widened(parameters: Parameters, dtype: Any) -> Parameters:
+    """Parameters of a narrower format than `dtype` in that format, the others as they are."""
+    width = jnp.dtype(dtype).itemsize
+    return jax.tree.map(lambda leaf: leaf.astype(dtype) if leaf.dtype.itemsize < width else leaf, parameters)
 
 
 def user_parts(text: str, images: Sequence[ImagePart]) -> tuple[Part, ...]:

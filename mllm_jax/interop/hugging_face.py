@@ -60,7 +60,7 @@ def read_folder(folder: Path) -> HuggingFaceFolder:
         if isinstance(model, ViTConfig):
             model = model.model_copy(update=pixel_statistics(preprocessor))
         elif isinstance(model, MultimodalConfig):
-            model = model.model_copy(update={"encoder": _processed_encoder(model.encoder, preprocessor)})
+            model = _processed(model, family, preprocessor)
     except FamilyError as error:
         raise FamilyError(f"{folder}: {error}") from error
     tokenizer = _fitting_tokenizer(folder, model, config)
@@ -87,18 +87,15 @@ def import_folder(source: Path, output: Path) -> HuggingFaceFolder:
     return found
 
 
-def _processed_encoder(encoder: ViTConfig, preprocessor: dict[str, Any]) -> ViTConfig:
-    """The encoder at the size of the images that the processor makes; a table of another size is resized as it runs."""
-    encoder = encoder.model_copy(update=pixel_statistics(preprocessor))
+def _processed(model: MultimodalConfig, family: Family, preprocessor: dict[str, Any]) -> MultimodalConfig:
+    """The model for images of the size that the processor makes; a position table of another size is resized."""
+    encoder = model.encoder.model_copy(update=pixel_statistics(preprocessor))
     size = output_size(preprocessor)
-    if size is None or size == encoder.image_size:
-        return encoder
-    resized = encoder.model_copy(update={"image_size": size, "position_grid": encoder.table_grid})
-    if not encoder.layer_scale and resized.grid != encoder.grid:
-        raise FamilyError(
-            f"the image processor makes images of {size} pixels, but the vision tower takes {encoder.image_size}."
-        )
-    return resized
+    if size is not None and size != encoder.image_size:
+        encoder = encoder.model_copy(update={"image_size": size, "position_grid": encoder.table_grid})
+    model = model.model_copy(update={"encoder": encoder})
+    family.to_hugging_face(model)  # Raises where transformers does not resize this family's tables.
+    return model
 
 
 def _fitting_tokenizer(folder: Path, model: ModelConfig, config: dict[str, Any]) -> Tokenizer | None:

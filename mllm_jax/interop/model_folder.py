@@ -1,7 +1,7 @@
 """One way to load a model: from a run directory, a checkpoint of one, an imported folder or a Hugging Face folder."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +34,18 @@ class LoadedModel:
     tokenizer: Tokenizer | None
     source: str
     """Where it came from: the folder, and the stage and step of a run."""
-    compute_dtype: Any = jnp.float32
-    """Format of activations."""
 
     @property
     def config(self) -> ModelConfig:
         """The architecture."""
         return self.description.model
+
+    @property
+    def compute_dtype(self) -> Any:
+        """Format of activations: bfloat16 for a model kept in it, except on a CPU, which is faster in float32."""
+        formats = {leaf.dtype for leaf in jax.tree.leaves(self.parameters)}
+        narrow = formats == {jnp.dtype(jnp.bfloat16)} and jax.default_backend() != "cpu"
+        return jnp.bfloat16 if narrow else jnp.float32
 
     @property
     def chat_template(self) -> ChatTemplate | None:
@@ -84,7 +89,7 @@ def load_model(
     if chat_template is None:
         return loaded
     description = loaded.description.model_copy(update={"chat_template": chat_template})
-    return LoadedModel(description, loaded.parameters, loaded.tokenizer, loaded.source, loaded.compute_dtype)
+    return replace(loaded, description=description)
 
 
 def _load_run(folder: Path, mesh: Mesh | None, dtype: Any) -> LoadedModel:
