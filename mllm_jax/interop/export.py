@@ -1,39 +1,26 @@
 """Hugging Face folders out: `transformers` loads model, tokenizer and processor from them as they are."""
 
 import json
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from data_pipelines.transforms.chat_template import stop_ids
 from data_pipelines.transforms.image import processor_config
 from data_pipelines.transforms.jinja import jinja
-from mllm_jax.interop.families.choice import family_of_config
-from mllm_jax.interop.families.family import Family, FamilyError
+from mllm_jax.interop.equivalents import exportable
 from mllm_jax.interop.imported_folder import new_folder
 from mllm_jax.interop.model_folder import LoadedModel
 from mllm_jax.interop.processor import processor_files
 from mllm_jax.interop.weights import save
 from mllm_jax.models.decoder import DecoderConfig
-from mllm_jax.models.layers.positions import resize_positions
 from mllm_jax.models.multimodal import MultimodalConfig
 from mllm_jax.models.vit import ViTConfig
 
 SHARD_BYTES = 4 * 1024**3
 """Size from which weights are cut into several files."""
-
-
-@dataclass(frozen=True)
-class _Form:
-    """A model in the shape that a family has."""
-
-    family: Family
-    loaded: LoadedModel
-
-    def config(self) -> dict[str, Any]:
-        return self.family.to_hugging_face(self.loaded.config)
 
 
 def export(loaded: LoadedModel, folder: str | Path, dtype: Any = None, shard_bytes: int = SHARD_BYTES) -> None:
@@ -52,50 +39,18 @@ def export(loaded: LoadedModel, folder: str | Path, dtype: Any = None, shard_byt
         FileExistsError: the folder is there already.
         ValueError: transformers has no model, tokenizer or image processor that does the same; the message says why.
     """
-    form = _exportable(loaded)
-    files = _files(form, dtype)
+    family, loaded = exportable(loaded)
+    files = _files(loaded, family.to_hugging_face(loaded.config), dtype)
     with new_folder(Path(folder)) as partial:
         for name, content in files.items():
             (partial / name).write_bytes(content)
-        save(partial, form.family.table, form.loaded.parameters, dtype, shard_bytes)
+        save(partial, family.table, loaded.parameters, dtype, shard_bytes)
 
 
-def _exportable(loaded: LoadedModel) -> _Form:
-    """The model as it is or, if its position table has another size than its images, with the table resized."""
-    try:
-        return _Form(family_of_config(loaded.config), loaded)
-    except FamilyError:
-        encoder = _encoder(loaded)
-        if encoder is None or encoder.table_grid == encoder.grid:
-            raise
-        resized = _with_resized_positions(loaded, encoder)
-        return _Form(family_of_config(resized.config), resized)
-
-
-def _encoder(loaded: LoadedModel) -> ViTConfig | None:
-    config = loaded.config
-    return config.encoder if isinstance(config, MultimodalConfig) else config if isinstance(config, ViTConfig) else None
-
-
-def _with_resized_positions(loaded: LoadedModel, encoder: ViTConfig) -> LoadedModel:
-    own_table = encoder.model_copy(update={"position_grid": None})
-    whole = isinstance(loaded.config, MultimodalConfig)
-    parameters = loaded.parameters["encoder"] if whole else loaded.parameters
-    table = resize_positions(np.asarray(parameters["position_embedding"]), encoder.table_grid, encoder.grid)
-    parameters = {**parameters, "position_embedding": table}
-    model = loaded.config.model_copy(update={"encoder": own_table}) if whole else own_table
-    return replace(
-        loaded,
-        description=loaded.description.model_copy(update={"model": model}),
-        parameters={**loaded.parameters, "encoder": parameters} if whole else parameters,
-    )
-
-
-def _files(form: _Form, dtype: Any) -> dict[str, bytes]:
-    """Everything but the weights: file name to content."""
-    loaded, config = form.loaded, form.config()
-    name = np.dtype(dtype).name if dtype is not None else None
-    config |= {"dtype": name} if name else {}
+def _files(loaded: LoadedModel, config: dict[str, Any], dtype: Any) -> dict[str, bytes]:
+    """Everything but the weights (file name to content), given the family's `config.json`."""
+    formats = {np.dtype(dtype or leaf.dtype).name for leaf in jax.tree.leaves(loaded.parameters)}
+    config |= {"dtype": formats.pop() if len(formats) == 1 else "float32"}
     values: dict[str, Any] = {"config.json": config}
     files: dict[str, bytes] = {}
     if loaded.tokenizer is not None and not isinstance(loaded.config, ViTConfig):

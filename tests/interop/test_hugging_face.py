@@ -21,6 +21,7 @@ from mllm_jax.generation.prompts import pad_prompts
 from mllm_jax.interop.export import export
 from mllm_jax.interop.hugging_face import import_folder
 from mllm_jax.interop.model_folder import LoadedModel, load_model
+from mllm_jax.models.connectors.linear import LinearConfig
 from mllm_jax.models.parameters import make_model
 from tests.support.hugging_face_folders import write_decoder, write_image, write_llava, write_tower
 
@@ -60,7 +61,8 @@ def test_transformers_gives_the_same_logits_and_answers(tmp_path: Path, family: 
     inputs = [their_inputs(processor, *both) for both in zip(QUESTIONS, images, strict=True)]
 
     assert [prompt.tokens.tolist() for prompt in prompts] == [each["input_ids"][0].tolist() for each in inputs]
-    assert_logits_equal(ours, prompts, theirs, inputs)
+    if family == "clip":  # The other families' logits are compared below, at other sizes.
+        assert_logits_equal(ours, prompts, theirs, inputs)
     answers = [list(answer.tokens) for answer in ours.answer(prompts)]
     assert answers == [their_answer(theirs, each, ours.stop_tokens) for each in inputs]
 
@@ -149,24 +151,25 @@ def test_positions_are_resized_for_towers_that_transformers_does_not_resize(tmp_
     assert_logits_equal(ours, [ours.prompt(asked(QUESTIONS[0], image))], theirs, [inputs])
 
 
-def test_dinov2_reads_images_of_another_size_than_its_table(tmp_path: Path) -> None:
+def test_dinov2_reads_images_of_another_size_than_its_table_through_a_linear_connector(tmp_path: Path) -> None:
     write_llava(tmp_path / "theirs", "dinov2")
     loaded = load_model(tmp_path / "theirs", chat_template=VICUNA_V1)
     encoder = loaded.config.encoder.model_copy(update={"image_size": (12, 24), "position_grid": (4, 4)})
-    description = loaded.description.model_copy(
-        update={
-            "model": loaded.config.model_copy(update={"encoder": encoder}),
-            "image_transform": ImageTransformConfig(size=(12, 24), fill=loaded.image_transform.fill),
-        }
-    )
-    wide = LoadedModel(description, loaded.parameters, loaded.tokenizer, loaded.source)
+    model = loaded.config.model_copy(update={"encoder": encoder, "connector": LinearConfig()})
+    transform = ImageTransformConfig(size=(12, 24), fill=loaded.image_transform.fill)
+    description = loaded.description.model_copy(update={"model": model, "image_transform": transform})
+    connector = {"layers_0": loaded.parameters["connector"]["layers_0"]}
+    wide = LoadedModel(description, {**loaded.parameters, "connector": connector}, loaded.tokenizer, loaded.source)
     export(wide, tmp_path / "exported")
-    assert load_model(tmp_path / "exported").config == wide.config
+    again = load_model(tmp_path / "exported")
+    assert again.config.encoder == encoder
     image = write_image(tmp_path / "image.png")
     ours = Answerer(wide, DecodingConfig(max_new_tokens=4))
     theirs = transformers.LlavaForConditionalGeneration.from_pretrained(tmp_path / "exported").eval()
     inputs = their_inputs(transformers.AutoProcessor.from_pretrained(tmp_path / "exported"), QUESTIONS[0], image)
-    assert_logits_equal(ours, [ours.prompt(asked(QUESTIONS[0], image))], theirs, [inputs])
+    prompt = ours.prompt(asked(QUESTIONS[0], image))
+    assert_logits_equal(ours, [prompt], theirs, [inputs])
+    assert Answerer(again, ours.decoding).answer([prompt]) == ours.answer([prompt])
 
 
 @pytest.mark.parametrize("family", FAMILIES)

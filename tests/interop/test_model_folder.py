@@ -17,7 +17,7 @@ from mllm_jax.checkpoint.layout import stage_folder
 from mllm_jax.interop.export import export
 from mllm_jax.interop.hugging_face import import_folder
 from mllm_jax.interop.model_folder import LoadedModel, load_model
-from mllm_jax.models.connectors.linear import LinearConfig
+from mllm_jax.models.connectors.mlp import MLPConfig
 from mllm_jax.parallel.mesh import MeshConfig, make_mesh
 from tests.support.hugging_face_folders import tiny_tokenizer, write_decoder, write_llava
 
@@ -177,7 +177,7 @@ def test_nothing_is_overwritten(tmp_path: Path, loaded: LoadedModel, llava: Path
 def test_what_no_llava_does_is_not_exported(tmp_path: Path, loaded: LoadedModel) -> None:
     features = loaded.config.encoder.features.model_copy(update={"post_norm": True})
     for update, message in (
-        ({"connector": LinearConfig()}, "connector of kind 'mlp'"),
+        ({"connector": MLPConfig(depth=3)}, "connector of kind 'mlp' and depth 2"),
         ({"encoder": loaded.config.encoder.model_copy(update={"features": features})}, "without the final norm"),
     ):
         model = loaded.config.model_copy(update=update)

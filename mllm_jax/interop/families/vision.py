@@ -12,6 +12,7 @@ ACTIVATION_NAMES: dict[ActivationName, str] = {
     "gelu_tanh": "gelu_pytorch_tanh",
     "quick_gelu": "quick_gelu",
     "silu": "silu",
+    "linear": "linear",
 }
 """Our name of an activation -> transformers' name."""
 

@@ -7,7 +7,7 @@ from typing import Literal
 import jax
 from jaxtyping import Array, Float
 
-ActivationName = Literal["gelu", "gelu_tanh", "quick_gelu", "silu"]
+ActivationName = Literal["gelu", "gelu_tanh", "quick_gelu", "silu", "linear"]
 
 
 def quick_gelu(inputs: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -20,4 +20,5 @@ ACTIVATIONS: dict[ActivationName, Callable[[Array], Array]] = {
     "gelu_tanh": partial(jax.nn.gelu, approximate=True),
     "quick_gelu": quick_gelu,
     "silu": jax.nn.silu,
+    "linear": lambda inputs: inputs,
 }

@@ -1,0 +1,65 @@
+"""Rewritings of a model that compute the same, into a shape that a family of transformers has."""
+
+from dataclasses import replace
+from typing import Any
+
+import jax.numpy as jnp
+
+from mllm_jax.interop.families.choice import family_of_config
+from mllm_jax.interop.families.family import Family, FamilyError
+from mllm_jax.interop.model_folder import LoadedModel
+from mllm_jax.models.connectors.linear import LinearConfig
+from mllm_jax.models.connectors.mlp import MLPConfig
+from mllm_jax.models.layers.positions import resize_positions
+from mllm_jax.models.multimodal import MultimodalConfig
+from mllm_jax.models.parameters import ModelConfig
+from mllm_jax.models.vit import ViTConfig
+
+
+def exportable(loaded: LoadedModel) -> tuple[Family, LoadedModel]:
+    """Return a model in a shape that some family has, and the family.
+
+    Raises:
+        FamilyError: there is none; the message says why.
+    """
+    loaded = with_identity_layer(loaded)
+    try:
+        return family_of_config(loaded.config), loaded
+    except FamilyError:
+        resized = with_resized_positions(loaded)
+        if resized is loaded:
+            raise
+        return family_of_config(resized.config), resized
+
+
+def with_identity_layer(loaded: LoadedModel) -> LoadedModel:
+    """Return a linear connector as LLaVA's two layers: no activation, and a second layer that changes nothing."""
+    if not isinstance(loaded.config, MultimodalConfig) or not isinstance(loaded.config.connector, LinearConfig):
+        return loaded
+    bias = loaded.config.connector.bias
+    first = loaded.parameters["connector"]["layers_0"]
+    width, dtype = loaded.config.decoder.width, first["kernel"].dtype
+    second = {"kernel": jnp.eye(width, dtype=dtype)} | ({"bias": jnp.zeros(width, dtype)} if bias else {})
+    model = loaded.config.model_copy(update={"connector": MLPConfig(activation="linear", bias=bias)})
+    return _changed(loaded, model, connector={"layers_0": first, "layers_1": second})
+
+
+def with_resized_positions(loaded: LoadedModel) -> LoadedModel:
+    """Return the encoder with a position table of its images' own size, for families that do not resize tables."""
+    config = loaded.config
+    encoder = config.encoder if isinstance(config, MultimodalConfig) else config
+    if not isinstance(encoder, ViTConfig) or encoder.table_grid == encoder.grid:
+        return loaded
+    own_table = encoder.model_copy(update={"position_grid": None})
+    whole = isinstance(config, MultimodalConfig)
+    parameters = loaded.parameters["encoder"] if whole else loaded.parameters
+    table = resize_positions(parameters["position_embedding"], encoder.table_grid, encoder.grid)
+    parameters = {**parameters, "position_embedding": table}
+    if not whole:
+        return _changed(loaded, own_table, **parameters)
+    return _changed(loaded, config.model_copy(update={"encoder": own_table}), encoder=parameters)
+
+
+def _changed(loaded: LoadedModel, model: ModelConfig, **parameters: Any) -> LoadedModel:
+    description = loaded.description.model_copy(update={"model": model})
+    return replace(loaded, description=description, parameters={**loaded.parameters, **parameters})
