@@ -12,8 +12,6 @@ from mllm_jax.models.layers.cache import KVCache, write_layer
 from mllm_jax.models.layers.projection import Projection
 from mllm_jax.models.layers.rotary import rotate
 
-Angles = tuple[Float[Array, "B T C/2"], Float[Array, "B T C/2"]]
-
 
 def attend(
     query: Float[Array, "B T H C"],

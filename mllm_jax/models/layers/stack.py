@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from data_pipelines.config_class import Config
 
 RematName = Literal["none", "full", "dots"]
+Run = Callable[..., Any]
+"""`(carry, *shared) -> carry`."""
 
 
 class StackConfig(Config):
@@ -28,8 +30,10 @@ REMAT_POLICIES: dict[RematName, Callable[..., bool] | None] = {
 }
 
 
-def run_stack(parent: nn.Module, block: type[nn.Module], arguments: dict[str, Any], config: StackConfig, used: int):
-    """A function `(carry, *shared) -> carry` that runs the first `used` of `parent.config.layers` blocks.
+def run_stack(
+    parent: nn.Module, block: type[nn.Module], arguments: dict[str, Any], config: StackConfig, used: int
+) -> Run:
+    """A function that runs the first `used` of `parent.config.layers` blocks.
 
     A block is called `(carry, layer, *shared) -> (carry, None)`. The parameters of all blocks exist, so that weights
     survive a round trip whole, but the blocks after `used` are never executed: their slices are not read.
@@ -43,7 +47,7 @@ def run_stack(parent: nn.Module, block: type[nn.Module], arguments: dict[str, An
     return _unrolled(block, arguments, length)
 
 
-def _unrolled(block: type[nn.Module], arguments: dict[str, Any], length: int):
+def _unrolled(block: type[nn.Module], arguments: dict[str, Any], length: int) -> Run:
     def run(carry, *shared):
         for layer in range(length):
             carry, _ = block(**arguments, name=f"blocks_{layer}")(carry, jnp.int32(layer), *shared)
@@ -52,7 +56,7 @@ def _unrolled(block: type[nn.Module], arguments: dict[str, Any], length: int):
     return run
 
 
-def _scanned(block: type[nn.Module], arguments: dict[str, Any], length: int, depth: int):
+def _scanned(block: type[nn.Module], arguments: dict[str, Any], length: int, depth: int) -> Run:
     def run(carry, *shared):
         stack = nn.scan(
             block,
