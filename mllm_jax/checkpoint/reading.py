@@ -118,7 +118,7 @@ def read_frozen(stage: Path, frozen: ParameterTree) -> ParameterTree:
 
 def _read_subset(folder: Path, wanted: dict[str, Any]) -> ParameterTree:
     with ocp.StandardCheckpointer() as reader:
-        stored = flatten_dict(_stored_tree(reader.metadata(folder.absolute())), sep="/")
+        stored = flatten_dict(_stored_tree(folder), sep="/")
         unknown = sorted(stored.keys() - wanted.keys())
         if unknown:
             raise CheckpointError(f"{folder} holds parameters that the model does not have: {', '.join(unknown[:8])}.")
@@ -130,5 +130,10 @@ def _read_subset(folder: Path, wanted: dict[str, Any]) -> ParameterTree:
         return reader.restore(folder.absolute(), target)
 
 
-def _stored_tree(metadata: Any) -> ParameterTree:
-    return getattr(metadata, "item_metadata", metadata).tree
+def _stored_tree(folder: Path) -> ParameterTree:
+    # The handler and not a checkpointer, which warns that an item of a checkpoint is no checkpoint.
+    handler = ocp.PyTreeCheckpointHandler()
+    try:
+        return handler.metadata(folder.absolute()).tree
+    finally:
+        handler.close()
