@@ -114,7 +114,7 @@ def evaluate(
         ValueError: a model that cannot be asked, or no question that can be asked at all.
         FileNotFoundError: data that is not there.
     """
-    answerer = Answerer(loaded, DecodingConfig(max_new_tokens=config.max_new_tokens, rows=config.rows))
+    answerer = Answerer(loaded, DecodingConfig(max_new_tokens=config.max_new_tokens, rows=config.rows, pad_rows=True))
     evaluation = Evaluation(loaded, data, config)
     digest = hashlib.sha256()
     storage = Storage()

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float
 from data_pipelines.batch import Batch
 from mllm_jax.generation.answering import Answerer
 from mllm_jax.generation.decode import LanguageModel, applied, decoder_of, embed_prompts
-from mllm_jax.generation.prompts import Prompt, bucket, pad_prompts
+from mllm_jax.generation.prompts import Prompt, pad_prompts
 from mllm_jax.models.multimodal import MultimodalConfig
 from mllm_jax.models.parameters import Parameters
 
@@ -30,7 +30,7 @@ def losses(answerer: Answerer, answered: Sequence[tuple[Prompt, np.ndarray]]) ->
     for start in range(0, len(order), answerer.decoding.rows):
         chosen = order[start : start + answerer.decoding.rows]
         prompts = [answered[index][0] for index in chosen]
-        batch, _ = pad_prompts(prompts, answerer.image_tokens, size, bucket(len(prompts)))
+        batch, _ = pad_prompts(prompts, answerer.image_tokens, size, answerer.decoding.rows)
         supervised = np.zeros(batch.tokens.shape, bool)
         for row, index in enumerate(chosen):
             supervised[row, : len(prompts[row].tokens)] = answered[index][1]

@@ -34,6 +34,8 @@ class DecodingConfig(Config):
     """Longest answer in tokens."""
     rows: int = Field(default=8, gt=0)
     """Prompts answered at once."""
+    pad_rows: bool = False
+    """Fill a batch of fewer prompts up to `rows`, so that it runs the program of the full ones."""
     sampling: SamplingConfig = SamplingConfig()
     seed: int = 0
     """Seed of the draws; the same seed and the same prompts, batched alike, give the same tokens."""
@@ -55,13 +57,14 @@ def generate(
             model without an encoder.
     """
     answers: list[list[int]] = [[] for _ in prompts]
+    rows = config.rows if config.pad_rows or len(prompts) > config.rows else bucket(len(prompts))
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index].tokens))
     key = jax.random.key(config.seed)
     for start in range(0, len(order), config.rows):
         chosen = order[start : start + config.rows]
         group = [prompts[index] for index in chosen]
         finished = np.zeros(len(group), bool)
-        for tokens in stream(model, parameters, group, config, jax.random.fold_in(key, start)):
+        for tokens in stream(model, parameters, group, config, jax.random.fold_in(key, start), rows):
             finished |= np.isin(tokens, stop_tokens)
             for place, index in enumerate(chosen):
                 if not finished[place]:
@@ -77,8 +80,11 @@ def stream(
     prompts: Sequence[Prompt],
     config: DecodingConfig,
     key: Key[Array, ""],
+    rows: int = 1,
 ) -> Iterator[Int[np.ndarray, " B"]]:
     """Yield the next token of every prompt, up to `max_new_tokens` times; the caller stops when it has seen enough.
+
+    The batch has `rows` rows, of which those without a prompt are empty.
 
     Raises:
         ValueError: as `generate`.
@@ -86,7 +92,7 @@ def stream(
     decoder, decoder_parameters = decoder_of(model, parameters)
     for prompt in prompts:
         check_prompt(model, prompt, config.max_new_tokens)
-    batch, lengths = pad_prompts(prompts, *_image_shape(model), bucket(len(prompts)))
+    batch, lengths = pad_prompts(prompts, *_image_shape(model), rows)
     capacity = bucket(batch.tokens.shape[1] + config.max_new_tokens)
     tokens, cache = _prefill(model, parameters, batch, lengths, key, config.sampling, capacity)
     for index in range(1, config.max_new_tokens):

@@ -13,8 +13,8 @@ import numpy as np
 
 from data_pipelines.batch import Batch
 
-STEPS_PER_OCTAVE = 4
-"""Sizes that a doubling is cut into: padding wastes at most a quarter, and 5,000 lengths make 37 shapes."""
+STEPS_PER_OCTAVE = 2
+"""Sizes that a doubling is cut into: padding wastes at most a third, and 5,000 lengths make 18 shapes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class PaddedPrompts(NamedTuple):
 
 
 def bucket(size: int, smallest: int = 1) -> int:
-    """Round a size up to one of four values an octave (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20 ...)."""
+    """Round a size up to one of two values an octave (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48 ...)."""
     size = max(size, smallest)
     power_of_two_above = 1 << (size - 1).bit_length() if size > 1 else 1
     step = max(power_of_two_above // (2 * STEPS_PER_OCTAVE), 1)

@@ -102,6 +102,13 @@ def test_a_prompt_that_does_not_fit_is_refused(parameters: Parameters) -> None:
         generate(MODEL, parameters, [drawn_prompt(0, 120)], [], DecodingConfig(max_new_tokens=9))
 
 
-@pytest.mark.parametrize(("size", "rounded"), [(1, 1), (8, 8), (9, 10), (17, 20), (33, 40), (606, 640), (1024, 1024)])
-def test_sizes_are_rounded_up_to_four_values_an_octave(size: int, rounded: int) -> None:
+@pytest.mark.parametrize(("size", "rounded"), [(1, 1), (3, 3), (8, 8), (9, 12), (17, 24), (33, 48), (606, 768)])
+def test_sizes_are_rounded_up_to_two_values_an_octave(size: int, rounded: int) -> None:
     assert bucket(size) == rounded
+
+
+def test_a_short_last_batch_runs_the_program_of_the_full_ones(parameters: Parameters, answers: list[list[int]]) -> None:
+    programs = decode._prefill._cache_size(), decode._step._cache_size()
+    padded = DecodingConfig(max_new_tokens=6, rows=4, pad_rows=True)
+    assert generate(MODEL, parameters, PROMPTS[:1], [], padded) == answers[:1]
+    assert (decode._prefill._cache_size(), decode._step._cache_size()) == programs
