@@ -123,7 +123,8 @@ def test_a_language_model_alone_answers_as_in_transformers(tmp_path: Path) -> No
     import_folder(tmp_path / "theirs", tmp_path / "imported")
     ours = answerer_of(tmp_path / "imported")
     folder = tmp_path / "exported"
-    export(ours.loaded, folder)
+    export(ours.loaded, folder, shard_bytes=10_000)
+    assert len(list(folder.glob("*.safetensors"))) > 1
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     question = [{"role": "user", "content": QUESTIONS[1]}]

@@ -30,7 +30,7 @@ def tiny_tokenizer() -> transformers.PreTrainedTokenizerFast:
 
 
 def vision_config(family: str) -> transformers.PretrainedConfig:
-    """The config of a tower of 12 x 12 patches of 4 pixels or fewer, in the family's own shape."""
+    """The config of a tower for 16 x 16 pixels in patches of 4, in the family's own shape."""
     shape = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 3, "image_size": 16, "patch_size": 4}
     if family == "clip":
         return transformers.CLIPVisionConfig(**shape, intermediate_size=40, hidden_act="quick_gelu")
