@@ -12,8 +12,9 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from data_pipelines.record import Record, Turn
+from data_pipelines.tokenizer import load_tokenizer
 from data_pipelines.transforms.image import ImageTransformConfig
-from data_pipelines.transforms.templates import VICUNA_V1
+from data_pipelines.transforms.templates import TEMPLATES, VICUNA_V1
 from mllm_jax.generation.answering import Answerer, user_parts
 from mllm_jax.generation.chat import image_part
 from mllm_jax.generation.decode import DecodingConfig
@@ -24,6 +25,8 @@ from mllm_jax.interop.model_folder import LoadedModel, load_model
 from mllm_jax.models.connectors.linear import LinearConfig
 from mllm_jax.models.parameters import make_model
 from tests.support.hugging_face_folders import write_decoder, write_image, write_llava, write_tower
+from tests.support.parameters import drawn_parameters
+from tests.support.small_tokenizers import sentencepiece_model
 
 FAMILIES = ("clip", "siglip", "dinov2")
 QUESTIONS = ("What colour is the digit?", "How many digits are there? one, two or three", "red", "Describe the image.")
@@ -76,6 +79,24 @@ def assert_logits_equal(ours: Answerer, prompts, theirs, inputs) -> None:
         with torch.no_grad():
             expected = theirs(**each).logits[0].numpy()
         np.testing.assert_allclose(logits[row, : lengths[row]], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["plain", "vicuna_v1", "llama2", "chatml"])
+def test_the_processor_reads_questions_as_a_sentencepiece_model_does_here(tmp_path: Path, name: str) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(sentencepiece_model("bpe"))
+    tokenizer = load_tokenizer(tmp_path / "tokenizer.model", ("<image>", "<|im_start|>", "<|im_end|>"))
+    write_llava(tmp_path / "theirs")
+    loaded = load_model(tmp_path / "theirs")
+    decoder = loaded.config.decoder.model_copy(update={"vocab_size": tokenizer.vocabulary_size})
+    model = loaded.config.model_copy(update={"decoder": decoder})
+    description = loaded.description.model_copy(update={"model": model, "chat_template": TEMPLATES[name]})
+    export(LoadedModel(description, drawn_parameters(model), tokenizer, "drawn"), tmp_path / "exported")
+    ours = Answerer(load_model(tmp_path / "exported"), DecodingConfig())
+    processor = transformers.AutoProcessor.from_pretrained(tmp_path / "exported")
+    image = write_image(tmp_path / "image.png")
+    for question in (*QUESTIONS, "  red, 3.5 \n"):
+        theirs = their_inputs(processor, question, image)["input_ids"][0].tolist()
+        assert ours.prompt(asked(question, image)).tokens.tolist() == theirs
 
 
 def their_answer(model, inputs: dict[str, torch.Tensor], stop_tokens: tuple[int, ...]) -> list[int]:
