@@ -24,7 +24,8 @@ class DatasetConfig(Config):
     seed: int = Field(default=0, ge=0)
     scenes: SceneConfig = SceneConfig()
     pairs: int = Field(default=20000, gt=0)
-    """Captioned scenes to align on."""
+    """Captioned scenes of one digit each to align on. With several digits, a model that starts from random parameters
+    cannot tell which one a word is about before it can read them, nor learn to read them before it can tell."""
     chats: int = Field(default=10000, gt=0)
     """Scenes with a conversation to instruct on; none of them is among the captioned ones."""
     held_out: int = Field(default=400, gt=0)
@@ -92,10 +93,11 @@ def write_dataset(folder: Path, config: DatasetConfig) -> DemoData:
     if data.is_complete(config):
         return data
     folder.mkdir(parents=True, exist_ok=True)
-    _write_pairs(data.pairs, scenes(config, "train", "pairs", config.pairs))
+    alone = config.model_copy(update={"scenes": config.scenes.model_copy(update={"digits": (1, 1)})})
+    _write_pairs(data.pairs, scenes(alone, "train", "pairs", config.pairs))
     _write_chats(data, scenes(config, "train", "chats", config.chats), config)
     held_out = list(scenes(config, "test", "held_out", config.held_out))
-    _write_pairs(data.pairs_held_out, held_out)
+    _write_pairs(data.pairs_held_out, scenes(alone, "test", "pairs", config.held_out))
     _write_test(data, held_out, config)
     # The last thing to be written, so that data cut short is never taken for whole.
     data.description.write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")

@@ -32,10 +32,9 @@ class Question:
 
 
 def caption(scene: Scene) -> str:
-    """Names every digit in reading order, with its place and its colour."""
+    """Names every digit in reading order; what is hardest to see, its value, comes before its colour and its place."""
     size = scene.pixels.shape[0]
-    things = [f"{place(digit, size)} a {digit.colour} {digit.value}" for digit in scene.digits]
-    return f"{NUMBERS[len(things)]} digit{'s' if len(things) > 1 else ''}: {', '.join(things)}"
+    return "; ".join(f"{digit.value}, {digit.colour}, {place(digit, size)}" for digit in scene.digits)
 
 
 def place(digit: PlacedDigit, size: int) -> str:

@@ -42,10 +42,12 @@ class SceneConfig(Config):
     size: int = Field(default=72, ge=32)
     """Height and width of a scene in pixels."""
     cells: int = Field(default=3, ge=2)
-    """A scene has cells x cells places; each digit lies anywhere within one of them, so that digits never touch."""
+    """A scene has cells x cells places, and a place holds one digit at most, so that digits never touch."""
+    jitter: int = Field(default=2, ge=0)
+    """Pixels that a digit strays from the middle of its place, either way, on each axis."""
     digits: tuple[int, int] = (1, 4)
     """Fewest and most digits of a scene."""
-    digit_size: tuple[float, float] = (0.65, 0.9)
+    digit_size: tuple[float, float] = (0.75, 0.95)
     """Smallest and largest height of a digit, as a share of a cell's height."""
     rotation: float = Field(default=12.0, ge=0)
     """Training digits are turned by up to this many degrees either way; held-out digits stay as they were written."""
@@ -165,8 +167,12 @@ def _stencil(
 def _place(shape: tuple[int, ...], cell: tuple[int, int], config: SceneConfig, random: np.random.Generator) -> Box:
     """A random box of this height and width in a cell (row, column); the cell's last row and column stay free."""
     side = config.size // config.cells
-    y0 = cell[0] * side + int(random.integers(side - shape[0]))
-    x0 = cell[1] * side + int(random.integers(side - shape[1]))
+    y0, x0 = (
+        cell_index * side + min(max((side - length) // 2 + stray, 0), side - 1 - length)
+        for cell_index, length, stray in zip(
+            cell, shape, random.integers(-config.jitter, config.jitter + 1, size=2).tolist(), strict=True
+        )
+    )
     return (x0, y0, x0 + shape[1], y0 + shape[0])
 
 

@@ -20,11 +20,9 @@ def answers(scene: Scene) -> dict[str, str]:
     return {question.text: question.answer for question in questions(scene)}
 
 
-def test_a_caption_names_every_digit_from_left_to_right():
-    assert caption(scene_of(THREE_RED, SEVEN_RED, SEVEN_BLUE)) == (
-        "three digits: top left a red 3, bottom a red 7, top right a blue 7"
-    )
-    assert caption(scene_of((5, "white", (28, 26, 36, 38)))) == "one digit: centre a white 5"
+def test_a_caption_says_what_every_digit_is_before_its_colour_and_place():
+    assert caption(scene_of(THREE_RED, SEVEN_BLUE)) == "3, red, top left; 7, blue, top right"
+    assert caption(scene_of((5, "white", (28, 26, 36, 38)))) == "5, white, centre"
 
 
 def test_every_kind_is_answered():
