@@ -94,7 +94,7 @@ def _initial_parameters(config: RunConfig, model: MultimodalConfig, abstract: Pa
     weights = {"encoder": config.model.encoder.weights, "decoder": config.model.decoder.weights}
     loaded: ParameterTree = {}
     for part, folder in weights.items():
-        if folder:
+        if folder and part in abstract:
             backbone = load_backbone(folder, getattr(model, part), abstract[part])
             for sentence in backbone.adjusted:
                 LOGGER.info("%s from %s: %s", part, folder, sentence)
@@ -105,7 +105,7 @@ def _initial_parameters(config: RunConfig, model: MultimodalConfig, abstract: Pa
         parameters = init_parameters(model, jax.random.key(config.seed))
         return jax.tree.map(lambda like, leaf: leaf.astype(like.dtype), rest, {part: parameters[part] for part in rest})
 
-    return jax.jit(random, out_shardings=shardings_of(rest))() | loaded
+    return (jax.jit(random, out_shardings=shardings_of(rest))() if rest else {}) | loaded
 
 
 def _open_feed(config: RunConfig, model: MultimodalConfig, tokenizer: Tokenizer, request: FeedRequest) -> Loader:

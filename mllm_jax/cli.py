@@ -57,6 +57,8 @@ def _add_model_verbs(verbs) -> None:
     evaluate.add_argument("--limit", type=int, help="ask no more than this many questions")
     evaluate.add_argument("--rows", type=int, default=32, help="questions answered at once (default: %(default)s)")
     evaluate.add_argument("--max-new-tokens", type=int, default=64, help="longest answer (default: %(default)s)")
+    evaluate.add_argument("--template", metavar="NAME", help="chat template to ask with (default: the model's own)")
+    evaluate.add_argument("--history", action="store_true", help="ask each question after those before it, answered")
     evaluate.add_argument("--no-blank", action="store_true", help="leave the blank-image baseline out")
     evaluate.add_argument("--output", help="folder for scores.json and answers.jsonl")
 
@@ -127,10 +129,13 @@ def _config(options: argparse.Namespace) -> None:
         print(resolved_yaml(load_run(options.run_file, options.overrides, check_paths=False)), end="")
 
 
-def _load(path: str):
+def _load(path: str, template: str | None = None):
+    from data_pipelines.transforms.templates import TEMPLATES
     from mllm_jax.interop.model_folder import load_model
 
-    return load_model(path)
+    if template is not None and template not in TEMPLATES:
+        raise ValueError(f"there is no chat template {template!r}; templates: {', '.join(sorted(TEMPLATES))}")
+    return load_model(path, chat_template=TEMPLATES[template] if template else None)
 
 
 def _answerer(options: argparse.Namespace, rows: int = 1):
@@ -149,9 +154,13 @@ def _evaluate(options: argparse.Namespace) -> None:
     from mllm_jax.terminal import show_evaluation
 
     config = EvaluationConfig(
-        rows=options.rows, max_new_tokens=options.max_new_tokens, blank=not options.no_blank, limit=options.limit
+        rows=options.rows,
+        max_new_tokens=options.max_new_tokens,
+        blank=not options.no_blank,
+        history=options.history,
+        limit=options.limit,
     )
-    evaluation = show_evaluation(_load(options.model), options.data, config, options.images)
+    evaluation = show_evaluation(_load(options.model, options.template), options.data, config, options.images)
     if options.output:
         write_report(evaluation, options.output)
         print(f"scores and answers: {options.output}")

@@ -1,6 +1,7 @@
 """Speed of the steps since the last report."""
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -40,7 +41,8 @@ class RateMeter:
         self._steps = 0
         self._waited = 0.0
         self._excluded = 0.0
-        self._records = self._skipped = 0
+        self._records = 0
+        self._skipped = Counter[str]()
         self._totals = dict.fromkeys(_COUNTS, 0.0)
 
     def waiting_for(self, take: Callable[[], Item]) -> Item:
@@ -62,7 +64,7 @@ class RateMeter:
         """Counts a step that was started and what its batch says of itself; returns when the step before has ended."""
         self._collect()
         self._records += report.records
-        self._skipped += sum(report.skipped.values())
+        self._skipped.update(report.skipped)
         self._pending = metrics
 
     def _collect(self) -> None:
@@ -91,10 +93,11 @@ class RateMeter:
             "model_flops_per_second": flops,
             "seconds_per_step": seconds / max(self._steps, 1),
             "records": self._records,
-            "skipped_records": self._skipped,
+            "skipped_records": self._skipped.total(),
             "data_wait_seconds": self._waited,
             "data_wait_share": min(self._waited / seconds, 1.0),
         }
+        values |= {f"skipped_{cause}": count for cause, count in sorted(self._skipped.items())}
         if self._peak is not None:
             values["mfu"] = flops / self._peak
         self._restart()

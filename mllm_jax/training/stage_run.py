@@ -99,11 +99,18 @@ def first_parameters(stage: Stage, earlier: Sequence[Stage], run: Run) -> Parame
         run: what they share.
     """
     abstract = stage.abstract_parameters()
-    parameters = run.ingredients.initial_parameters(abstract)
+    trained: ParameterTree = {}
     for before in earlier:
-        trained = read_trained(last_stored_step(before.folder), abstract)
-        parameters = merge(parameters, trained)
+        trained = merge(trained, read_trained(last_stored_step(before.folder), abstract))
+    # A part that was trained whole need not be drawn or read from its backbone only to be replaced.
+    whole = {part for part in abstract if _paths(trained.get(part, {})) == _paths(abstract[part])}
+    initial = {part: tree for part, tree in abstract.items() if part not in whole}
+    parameters = merge(run.ingredients.initial_parameters(initial) if initial else {}, trained)
     return parameters
+
+
+def _paths(tree: ParameterTree) -> set[str]:
+    return set(flatten_dict(tree, sep="/"))
 
 
 def _announce(stage: Stage, start: int, run: Run) -> None:
