@@ -37,6 +37,26 @@ def caption(scene: Scene) -> str:
     return "; ".join(f"{digit.value}, {digit.colour}, {place(digit, size)}" for digit in scene.digits)
 
 
+def keyed_caption(scene: Scene, random: np.random.Generator) -> str:
+    """Names every digit in random order, each by its place, by its colour or by its value, and then says the rest.
+
+    What a digit is named by is the same within a caption, and names no two of them. Finding the digit that was named
+    is what questions about several digits take.
+    """
+    size = scene.pixels.shape[0]
+    things = [(place(digit, size), digit.colour, str(digit.value)) for digit in scene.digits]
+    named_by = int(random.integers(3))
+    if len({thing[named_by] for thing in things}) < len(things):
+        named_by = 0
+    ordered = [things[index] for index in random.permutation(len(things)).tolist()]
+    said = (
+        [f"{where}: {colour} {value}" for where, colour, value in ordered],
+        [f"{colour}: {value}, {where}" for where, colour, value in ordered],
+        [f"{value}: {colour}, {where}" for where, colour, value in ordered],
+    )
+    return "; ".join(said[named_by])
+
+
 def place(digit: PlacedDigit, size: int) -> str:
     """Which ninth of the image the digit's centre is in: `top left`, `centre`, `right` ..."""
     x, y = digit.centre

@@ -76,10 +76,10 @@ def run_demo(output: Path, run_file: Path, overrides: tuple[str, ...] = (), conf
         return 0
     began = time.monotonic()
     config = config or DatasetConfig()
-    console.rule(f"1. data: {config.pairs} captioned scenes, {config.chats} conversations")
+    console.rule(f"1. data: {config.pairs + config.scene_pairs} captioned scenes, {config.chats} conversations")
     data = write_dataset(folder.data, config)
     _train_tokenizer(folder, config)
-    console.rule("2. training: align, then instruct")
+    console.rule("2. training, stage by stage")
     stopped = train(load_run(run_file, (*_places(folder, data), *overrides)))
     if stopped:
         return stopped
@@ -115,6 +115,8 @@ def _places(folder: DemoFolder, data: DemoData) -> tuple[str, ...]:
         f"model.tokenizer={folder.tokenizer}",
         f"{sources}.pairs.shards={data.pairs}/*.tar",
         f"{sources}.pairs_held_out.shards={data.pairs_held_out}/*.tar",
+        f"{sources}.scene_pairs.shards={data.scene_pairs}/*.tar",
+        f"{sources}.scene_pairs_held_out.shards={data.scene_pairs_held_out}/*.tar",
         f"{sources}.chats.files={data.chats}",
         f"{sources}.chats.image_shards={data.chat_images}",
         f"{sources}.chats_held_out.files={data.chats_held_out}",

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from mllm_jax.demo.questions import MOST_TURNS, caption, conversation, one_of_each_kind, questions
+from mllm_jax.demo.questions import MOST_TURNS, caption, conversation, keyed_caption, one_of_each_kind, questions
 from mllm_jax.demo.scenes import PlacedDigit, Scene
 
 
@@ -23,6 +23,14 @@ def answers(scene: Scene) -> dict[str, str]:
 def test_a_caption_says_what_every_digit_is_before_its_colour_and_place():
     assert caption(scene_of(THREE_RED, SEVEN_BLUE)) == "3, red, top left; 7, blue, top right"
     assert caption(scene_of((5, "white", (28, 26, 36, 38)))) == "5, white, centre"
+
+
+def test_a_keyed_caption_names_each_digit_by_what_no_other_has():
+    two_sevens = scene_of(SEVEN_RED, SEVEN_BLUE)
+    said = {keyed_caption(two_sevens, np.random.default_rng(seed)) for seed in range(60)}
+    assert "blue: 7, top right; red: 7, bottom" in said
+    assert "bottom: red 7; top right: blue 7" in said
+    assert not any(caption.startswith("7:") for caption in said)
 
 
 def test_every_kind_is_answered():

@@ -5,8 +5,16 @@ import pytest
 from mllm_jax.demo.dataset import DatasetConfig
 from mllm_jax.demo.run import DemoFolder, run_demo
 
-SHORT = ("data.lanes=2", "stages.0.rows=8", "stages.0.steps=2", "stages.1.rows=8", "stages.1.steps=2")
-SMALL = DatasetConfig(pairs=60, chats=40, held_out=8)
+SHORT = (
+    "data.lanes=2",
+    "stages.0.rows=8",
+    "stages.0.steps=2",
+    "stages.1.rows=8",
+    "stages.1.steps=2",
+    "stages.2.rows=8",
+    "stages.2.steps=2",
+)
+SMALL = DatasetConfig(pairs=60, scene_pairs=60, chats=40, held_out=8)
 
 
 @pytest.mark.soak
