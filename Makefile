@@ -22,7 +22,7 @@ $(TEST_INSTALLED): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --editable ".[demo,test]" --constraint constraints.txt
 	@touch $@
 
-demo: $(INSTALLED)  ## train, evaluate, export and question a small multimodal LLM (about ten minutes on two cores)
+demo: $(INSTALLED)  ## train, evaluate, export and question a small multimodal LLM 
 	$(BIN)/python -m mllm_jax.demo --output demo
 
 demo-clean:  ## remove what the demo made

@@ -25,12 +25,12 @@ class DatasetConfig(Config):
 
     seed: int = Field(default=0, ge=0)
     scenes: SceneConfig = SceneConfig()
-    pairs: int = Field(default=20000, gt=0)
+    pairs: int = Field(default=10000, gt=0)
     """Captioned scenes of one digit each to align on. With several digits, a model that starts from random parameters
     cannot tell which one a word is about before it can read them, nor learn to read them before it can tell."""
-    scene_pairs: int = Field(default=20000, gt=0)
+    scene_pairs: int = Field(default=10000, gt=0)
     """Captioned scenes of one to four digits to align on after that."""
-    chats: int = Field(default=10000, gt=0)
+    chats: int = Field(default=8000, gt=0)
     """Scenes with a conversation to instruct on; none of them is among the captioned ones."""
     held_out: int = Field(default=400, gt=0)
     """Scenes of held-out digits: captioned, talked about, and asked about once for every kind of question."""
