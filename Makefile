@@ -22,8 +22,9 @@ $(TEST_INSTALLED): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --editable ".[demo,test]" --constraint constraints.txt
 	@touch $@
 
-demo: $(INSTALLED)  ## train, evaluate, export and question a small multimodal LLM 
-	$(BIN)/python -m mllm_jax.demo --output demo
+# Huge pages save a CPU the page faults of a step's buffers; a libc that does not know the variable ignores it.
+demo: $(INSTALLED)  ## train, evaluate, export and question a small multimodal LLM
+	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(BIN)/python -m mllm_jax.demo --output demo
 
 demo-clean:  ## remove what the demo made
 	rm -rf demo

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from data_pipelines.config_class import Config
 from data_pipelines.shards import ImageText, write_shards
-from mllm_jax.demo.questions import Question, caption, conversation, keyed_caption, one_of_each_kind
+from mllm_jax.demo.questions import Question, caption, conversation, one_of_each_kind
 from mllm_jax.demo.scenes import Scene, SceneConfig, Split, compose, load_digit_images
 
 PAIRS_PER_SHARD = 2000
@@ -25,11 +25,8 @@ class DatasetConfig(Config):
 
     seed: int = Field(default=0, ge=0)
     scenes: SceneConfig = SceneConfig()
-    pairs: int = Field(default=10000, gt=0)
-    """Captioned scenes of one digit each to align on. With several digits, a model that starts from random parameters
-    cannot tell which one a word is about before it can read them, nor learn to read them before it can tell."""
-    scene_pairs: int = Field(default=10000, gt=0)
-    """Captioned scenes of one to four digits to align on after that."""
+    pairs: int = Field(default=12000, gt=0)
+    """Captioned scenes to align on."""
     chats: int = Field(default=8000, gt=0)
     """Scenes with a conversation to instruct on; none of them is among the captioned ones."""
     held_out: int = Field(default=400, gt=0)
@@ -50,15 +47,6 @@ class DemoData:
     @property
     def pairs_held_out(self) -> Path:
         return self.folder / "pairs_held_out"
-
-    @property
-    def scene_pairs(self) -> Path:
-        """Folder of shards as `pairs`, of scenes of several digits."""
-        return self.folder / "scene_pairs"
-
-    @property
-    def scene_pairs_held_out(self) -> Path:
-        return self.folder / "scene_pairs_held_out"
 
     @property
     def chats(self) -> Path:
@@ -106,17 +94,10 @@ def write_dataset(folder: Path, config: DatasetConfig) -> DemoData:
     if data.is_complete(config):
         return data
     folder.mkdir(parents=True, exist_ok=True)
-    alone = config.model_copy(update={"scenes": config.scenes.model_copy(update={"digits": (1, 1)})})
-    single = (_pair(scene, caption(scene)) for scene in scenes(alone, "train", "pairs", config.pairs))
-    write_shards(single, data.pairs, PAIRS_PER_SHARD)
-    write_shards(
-        _keyed(config, scenes(config, "train", "scene_pairs", config.scene_pairs)), data.scene_pairs, PAIRS_PER_SHARD
-    )
+    write_shards(_captioned(config, scenes(config, "train", "pairs", config.pairs)), data.pairs, PAIRS_PER_SHARD)
     _write_chats(data, scenes(config, "train", "chats", config.chats), config)
     held_out = list(scenes(config, "test", "held_out", config.held_out))
-    single = (_pair(scene, caption(scene)) for scene in scenes(alone, "test", "pairs", config.held_out))
-    write_shards(single, data.pairs_held_out, PAIRS_PER_SHARD)
-    write_shards(_keyed(config, held_out), data.scene_pairs_held_out, PAIRS_PER_SHARD)
+    write_shards(_captioned(config, held_out), data.pairs_held_out, PAIRS_PER_SHARD)
     _write_test(data, held_out, config)
     # The last thing to be written, so that data cut short is never taken for whole.
     data.description.write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
@@ -135,15 +116,12 @@ def generator(config: DatasetConfig, purpose: str, number: int) -> np.random.Gen
     return np.random.default_rng([config.seed, *purpose.encode(), number])
 
 
-def _keyed(config: DatasetConfig, shown: Iterable[Scene]) -> Iterator[ImageText]:
+def _captioned(config: DatasetConfig, shown: Iterable[Scene]) -> Iterator[ImageText]:
     for number, scene in enumerate(shown):
-        yield _pair(scene, keyed_caption(scene, generator(config, "keys", number)))
-
-
-def _pair(scene: Scene, said: str) -> ImageText:
-    height, width, _ = scene.pixels.shape
-    size = {"width": width, "height": height}
-    return ImageText(_encoded(scene, "JPEG", quality=95, subsampling=0), said, "jpg", size)
+        height, width, _ = scene.pixels.shape
+        said = caption(scene, generator(config, "captions", number))
+        jpeg = _encoded(scene, "JPEG", quality=95, subsampling=0)
+        yield ImageText(jpeg, said, "jpg", {"width": width, "height": height})
 
 
 def _write_chats(data: DemoData, shown: Iterable[Scene], config: DatasetConfig) -> None:

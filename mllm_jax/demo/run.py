@@ -22,6 +22,9 @@ from mllm_jax.evaluation.report import scores_table, write_report
 from mllm_jax.interop.export import export
 from mllm_jax.interop.model_folder import LoadedModel, load_model
 
+# Digits are not split: each is one piece with the space before it.
+TOKENIZER = TokenizerTrainingConfig(vocabulary_size=640, split_digits=False, special_tokens=("<image>",))
+
 SAMPLES = 6
 """Held-out scenes that are drawn with all their answers."""
 
@@ -76,7 +79,7 @@ def run_demo(output: Path, run_file: Path, overrides: tuple[str, ...] = (), conf
         return 0
     began = time.monotonic()
     config = config or DatasetConfig()
-    console.rule(f"1. data: {config.pairs + config.scene_pairs} captioned scenes, {config.chats} conversations")
+    console.rule(f"1. data: {config.pairs} captioned scenes, {config.chats} conversations")
     data = write_dataset(folder.data, config)
     _train_tokenizer(folder, config)
     console.rule("2. training, stage by stage")
@@ -103,8 +106,7 @@ def _train_tokenizer(folder: DemoFolder, config: DatasetConfig) -> None:
         return
     shown = scenes(config, "train", "chats", min(config.chats, 1000))
     lines = tokenizer_lines(shown, np.random.default_rng(config.seed))
-    training = TokenizerTrainingConfig(vocabulary_size=512, special_tokens=("<image>",))
-    folder.tokenizer.write_bytes(train_sentencepiece(lines, training))
+    folder.tokenizer.write_bytes(train_sentencepiece(lines, TOKENIZER))
 
 
 def _places(folder: DemoFolder, data: DemoData) -> tuple[str, ...]:
@@ -115,8 +117,6 @@ def _places(folder: DemoFolder, data: DemoData) -> tuple[str, ...]:
         f"model.tokenizer={folder.tokenizer}",
         f"{sources}.pairs.shards={data.pairs}/*.tar",
         f"{sources}.pairs_held_out.shards={data.pairs_held_out}/*.tar",
-        f"{sources}.scene_pairs.shards={data.scene_pairs}/*.tar",
-        f"{sources}.scene_pairs_held_out.shards={data.scene_pairs_held_out}/*.tar",
         f"{sources}.chats.files={data.chats}",
         f"{sources}.chats.image_shards={data.chat_images}",
         f"{sources}.chats_held_out.files={data.chats_held_out}",

@@ -1,19 +1,28 @@
-"""The lines that the demo's tokenizer is trained on: captions, and conversations in the words of the chat template."""
+"""What the demo's tokenizer is trained on: the words of captions, and of conversations in the chat template."""
 
+import re
 from collections.abc import Iterable, Iterator
 
 import numpy as np
 
 from data_pipelines.transforms.templates import VICUNA_SYSTEM
-from mllm_jax.demo.questions import caption, conversation, keyed_caption
+from mllm_jax.demo.questions import conversation, inventory, transcription
 from mllm_jax.demo.scenes import Scene
+
+WORD = re.compile(r"[A-Za-z]+|(?<![.\d])\d(?![.\d])|[^\w\s]|\d")
+"""A word, or a single sign; a digit of a coordinate is a sign."""
 
 
 def tokenizer_lines(scenes: Iterable[Scene], random: np.random.Generator) -> Iterator[str]:
-    """Every word that training will meet, about as often as it will meet it, so that each becomes one piece."""
+    """Every word that training will meet, about as often, a line each, so that each becomes one piece.
+
+    Whole sentences would make pieces such as `7?`, which have nothing in common with `7`. A first word also comes
+    behind a sign, that is without the space before it, as it stands behind an image.
+    """
     for scene in scenes:
-        yield caption(scene)
-        yield keyed_caption(scene, random)
-        yield VICUNA_SYSTEM
-        for turn in conversation(scene, random):
-            yield f"USER: {turn.text} ASSISTANT: {turn.answer}"
+        captions = (transcription(scene), inventory(scene, random))
+        turns = [f"{turn.text} ASSISTANT: {turn.answer} USER:" for turn in conversation(scene, random)]
+        for said in (*captions, VICUNA_SYSTEM, *turns):
+            words = WORD.findall(said)
+            yield f".{words[0]}"
+            yield from words

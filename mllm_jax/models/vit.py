@@ -1,5 +1,6 @@
 """The vision encoder. CLIP, SigLIP and DINOv2 are values of one config."""
 
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -165,7 +166,8 @@ class ViT(nn.Module):
     def _with_prefix_and_positions(self, patches: Float[Array, "B P D"]) -> Float[Array, "B T D"]:
         """[class token, registers, patches]; the registers alone have no position."""
         config = self.config
-        normal = nn.initializers.truncated_normal(0.02)
+        # big_vision's scale: at 0.02 a narrow tower's positions drown in its patches.
+        normal = nn.initializers.truncated_normal(1 / math.sqrt(self.config.width))
         along_width = named(normal, "embed")
         tokens_by_width = named(normal, None, "embed")
         rows, _, width = patches.shape

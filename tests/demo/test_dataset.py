@@ -15,7 +15,7 @@ from data_pipelines.storage import Storage
 from data_pipelines.transforms.image import ImageTransformConfig, decode_image
 from mllm_jax.demo.dataset import DatasetConfig, DemoData, write_dataset
 
-CONFIG = DatasetConfig(pairs=12, scene_pairs=12, chats=10, held_out=6)
+CONFIG = DatasetConfig(pairs=12, chats=10, held_out=6)
 DECODE = partial(decode_image, config=ImageTransformConfig(size=(64, 64)))
 
 
@@ -34,7 +34,7 @@ def test_the_same_config_writes_the_same_bytes(data, tmp_path):
 
 @pytest.mark.parametrize(
     ("folder", "count"),
-    [("pairs", CONFIG.pairs), ("scene_pairs", CONFIG.scene_pairs), ("scene_pairs_held_out", CONFIG.held_out)],
+    [("pairs", CONFIG.pairs), ("pairs_held_out", CONFIG.held_out)],
 )
 def test_shards_verify(data, folder, count):
     report = verify_shard(data.folder / folder / "00000.tar", decode=DECODE)

@@ -1,8 +1,18 @@
 """Questions have exactly one right answer in their scene."""
 
 import numpy as np
+import pytest
 
-from mllm_jax.demo.questions import MOST_TURNS, caption, conversation, keyed_caption, one_of_each_kind, questions
+from mllm_jax.demo.questions import (
+    INVENTORIES,
+    MOST_TURNS,
+    caption,
+    conversation,
+    inventory,
+    one_of_each_kind,
+    questions,
+    transcription,
+)
 from mllm_jax.demo.scenes import PlacedDigit, Scene
 
 
@@ -20,17 +30,32 @@ def answers(scene: Scene) -> dict[str, str]:
     return {question.text: question.answer for question in questions(scene)}
 
 
-def test_a_caption_says_what_every_digit_is_before_its_colour_and_place():
-    assert caption(scene_of(THREE_RED, SEVEN_BLUE)) == "3, red, top left; 7, blue, top right"
-    assert caption(scene_of((5, "white", (28, 26, 36, 38)))) == "5, white, centre"
+def test_a_transcription_has_a_sign_for_every_ninth_of_the_image():
+    assert transcription(scene_of(THREE_RED, SEVEN_BLUE)) == "grid 3 - 7 - - - - - -"
+    assert transcription(scene_of((5, "white", (28, 26, 36, 38)))) == "grid - - - - 5 - - - -"
 
 
-def test_a_keyed_caption_names_each_digit_by_what_no_other_has():
-    two_sevens = scene_of(SEVEN_RED, SEVEN_BLUE)
-    said = {keyed_caption(two_sevens, np.random.default_rng(seed)) for seed in range(60)}
-    assert "blue: 7, top right; red: 7, bottom" in said
-    assert "bottom: red 7; top right: blue 7" in said
-    assert not any(caption.startswith("7:") for caption in said)
+def test_an_inventory_goes_through_six_values_or_colours_and_says_which_are_not_there():
+    scene = scene_of(SEVEN_RED, SEVEN_BLUE, THREE_RED)
+    told = {
+        "colours": {"7": "blue and red", "3": "red"},
+        "places": {"7": "bottom and top right", "3": "top left"},
+        "values": {"red": "3 and 7", "blue": "7"},
+    }
+    seen = set()
+    for seed in range(40):
+        first, _, rest = inventory(scene, np.random.default_rng(seed)).partition(" ")
+        entries = dict(entry.split(" ", 1) for entry in rest.split("; "))
+        assert len(entries) == 6
+        assert {name: said for name, said in entries.items() if said != "none"} == told[first]
+        seen.add(first)
+    assert seen == set(told)
+
+
+def test_captions_are_of_every_sort_and_mostly_transcriptions():
+    said = [caption(scene_of(THREE_RED, SEVEN_BLUE), np.random.default_rng(seed)) for seed in range(1000)]
+    share = {sort: sum(one.startswith(sort) for one in said) / len(said) for sort in ("grid", *INVENTORIES)}
+    assert share["grid"] > 0.5 and min(share.values()) > 0.08 and sum(share.values()) == pytest.approx(1)
 
 
 def test_every_kind_is_answered():

@@ -11,10 +11,8 @@ SHORT = (
     "stages.0.steps=2",
     "stages.1.rows=8",
     "stages.1.steps=2",
-    "stages.2.rows=8",
-    "stages.2.steps=2",
 )
-SMALL = DatasetConfig(pairs=60, scene_pairs=60, chats=40, held_out=8)
+SMALL = DatasetConfig(pairs=60, chats=40, held_out=8)
 
 
 @pytest.mark.soak

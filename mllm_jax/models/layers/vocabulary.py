@@ -1,5 +1,6 @@
 """From token ids to embeddings and from hidden states to logits."""
 
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -28,7 +29,8 @@ class TokenEmbedding(nn.Module):
     param_dtype: Any = jnp.float32
 
     def setup(self):
-        initializer = named(nn.initializers.normal(0.02), "vocabulary", "embed")
+        # Unit variance for the logits of a tied output at the start, whatever the width.
+        initializer = named(nn.initializers.normal(1 / math.sqrt(self.width)), "vocabulary", "embed")
         self.embedding = self.param("embedding", initializer, (self.vocab_size, self.width), self.param_dtype)
 
     def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
