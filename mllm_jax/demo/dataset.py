@@ -4,7 +4,9 @@ import io
 import json
 import tarfile
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -94,11 +96,10 @@ def write_dataset(folder: Path, config: DatasetConfig) -> DemoData:
     if data.is_complete(config):
         return data
     folder.mkdir(parents=True, exist_ok=True)
-    write_shards(_captioned(config, scenes(config, "train", "pairs", config.pairs)), data.pairs, PAIRS_PER_SHARD)
-    _write_chats(data, scenes(config, "train", "chats", config.chats), config)
-    held_out = list(scenes(config, "test", "held_out", config.held_out))
-    write_shards(_captioned(config, held_out), data.pairs_held_out, PAIRS_PER_SHARD)
-    _write_test(data, held_out, config)
+    # A process each: composing and compressing thousands of small images holds one core.
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        for written in [pool.submit(write, data, config) for write in (_write_pairs, _write_chats, _write_held_out)]:
+            written.result()
     # The last thing to be written, so that data cut short is never taken for whole.
     data.description.write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return data
@@ -124,8 +125,14 @@ def _captioned(config: DatasetConfig, shown: Iterable[Scene]) -> Iterator[ImageT
         yield ImageText(jpeg, said, "jpg", {"width": width, "height": height})
 
 
-def _write_chats(data: DemoData, shown: Iterable[Scene], config: DatasetConfig) -> None:
+def _write_pairs(data: DemoData, config: DatasetConfig) -> None:
+    shown = scenes(config, "train", "pairs", config.pairs)
+    write_shards(_captioned(config, shown), data.pairs, PAIRS_PER_SHARD)
+
+
+def _write_chats(data: DemoData, config: DatasetConfig) -> None:
     records = []
+    shown = scenes(config, "train", "chats", config.chats)
     with tarfile.open(data.chat_images, "w", format=tarfile.USTAR_FORMAT) as tar:
         for number, scene in enumerate(shown):
             name = f"{number:06d}"
@@ -137,7 +144,9 @@ def _write_chats(data: DemoData, shown: Iterable[Scene], config: DatasetConfig) 
     _write_json(data.chats, records)
 
 
-def _write_test(data: DemoData, shown: list[Scene], config: DatasetConfig) -> None:
+def _write_held_out(data: DemoData, config: DatasetConfig) -> None:
+    shown = list(scenes(config, "test", "held_out", config.held_out))
+    write_shards(_captioned(config, shown), data.pairs_held_out, PAIRS_PER_SHARD)
     data.images_held_out.mkdir(exist_ok=True)
     chats, asked = [], []
     for number, scene in enumerate(shown):
