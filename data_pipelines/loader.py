@@ -94,7 +94,6 @@ class Loader:
         position: Mapping[str, Any] | None = None,
         prefetch: int = 2,
         threads: int = 2,
-        storage: Storage | None = None,
     ) -> None:
         """Opens the sources and starts to prefetch.
 
@@ -107,7 +106,6 @@ class Loader:
             position: JSON of `LanePositions` with all lanes; the stream goes on after that batch.
             prefetch: batches decoded ahead.
             threads: that decode.
-            storage: reads files; None: a new one.
 
         Raises:
             ValueError: rows do not divide into lanes, a mixture's source is not there, or the position is another's.
@@ -122,15 +120,11 @@ class Loader:
         self._rows = rows
         self._sharding = sharding
         self._rows_per_lane = rows // config.lanes
-        self._storage = storage or Storage()
+        self._storage = Storage()
         opened = open_sources(config, sources, self._storage)
         self._fingerprint = fingerprint(config, opened, preparation.image_tokens)
         self._lanes = _own_lanes(sharding, rows, config.lanes)
-        saved: dict[int, dict[str, Any]] = {}
-        if position is not None:
-            restored = LanePositions.from_json(position)
-            restored.check(self._fingerprint, self._lanes)
-            saved = restored.lanes
+        saved = self._saved_lanes(position)
         self._streams = [
             Lane(lane, config, opened, preparation.render, preparation.image_tokens, saved.get(lane, {}).get("lane"))
             for lane in self._lanes
@@ -165,6 +159,14 @@ class Loader:
             self._producer.join(timeout=0.05)
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._storage.close()
+
+    def _saved_lanes(self, position: Mapping[str, Any] | None) -> dict[int, dict[str, Any]]:
+        """The states of a position's lanes, after its check against this stream; none without a position."""
+        if position is None:
+            return {}
+        restored = LanePositions.from_json(position)
+        restored.check(self._fingerprint, self._lanes)
+        return restored.lanes
 
     def _start(self, prefetch: int, threads: int) -> None:
         self._tasks = threads * _TASKS_PER_THREAD
