@@ -166,13 +166,14 @@ class ViT(nn.Module):
     def _with_prefix_and_positions(self, patches: Float[Array, "B P D"]) -> Float[Array, "B T D"]:
         """[class token, registers, patches]; the registers alone have no position."""
         config = self.config
-        # big_vision's scale: at 0.02 a narrow tower's positions drown in its patches.
-        normal = nn.initializers.truncated_normal(1 / math.sqrt(self.config.width))
+        rows, _, width = patches.shape
+        normal = nn.initializers.truncated_normal(0.02)
         along_width = named(normal, "embed")
         tokens_by_width = named(normal, None, "embed")
-        rows, _, width = patches.shape
+        # big_vision's scale: at 0.02 a narrow tower's positions drown in its patches.
+        position_scale = named(nn.initializers.truncated_normal(1 / math.sqrt(width)), None, "embed")
         table_rows = config.table_grid[0] * config.table_grid[1] + int(config.class_token)
-        table = self.param("position_embedding", tokens_by_width, (table_rows, width), self.param_dtype)
+        table = self.param("position_embedding", position_scale, (table_rows, width), self.param_dtype)
         table = resize_positions(table, config.table_grid, config.grid).astype(self.dtype)
         parts = [patches + table[int(config.class_token) :]]
         if config.registers:
