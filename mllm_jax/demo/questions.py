@@ -27,12 +27,26 @@ NO_DIGIT = "-"
 
 VALUE, COLOUR, PLACE = range(3)
 ALL_VALUES = tuple(str(value) for value in range(10))
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """What an inventory goes by and tells, each an index into (value, colour, place)."""
+
+    named_by: int
+    told: int
+    names: tuple[str, ...]
+    """All that it can go by."""
+    share: float
+    """Of the inventories."""
+
+
 INVENTORIES = {
-    "colours": (VALUE, COLOUR, ALL_VALUES),
-    "places": (VALUE, PLACE, ALL_VALUES),
-    "values": (COLOUR, VALUE, COLOUR_NAMES),
+    "colours": Inventory(VALUE, COLOUR, ALL_VALUES, 0.4),
+    "places": Inventory(VALUE, PLACE, ALL_VALUES, 0.3),
+    "values": Inventory(COLOUR, VALUE, COLOUR_NAMES, 0.3),
 }
-"""First word of an inventory -> what it goes by, what it tells, and all it can go by."""
+"""By its first word."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +83,12 @@ def inventory(scene: Scene, random: np.random.Generator) -> str:
     """
     size = scene.pixels.shape[0]
     things = [(str(digit.value), digit.colour, place(digit, size)) for digit in scene.digits]
-    first_word = str(random.choice(list(INVENTORIES), p=(0.4, 0.3, 0.3)))
-    named_by, told, all_names = INVENTORIES[first_word]
+    first_word = str(random.choice(list(INVENTORIES), p=[sort.share for sort in INVENTORIES.values()]))
+    sort = INVENTORIES[first_word]
     there: dict[str, list[str]] = {}
     for thing in things:
-        there.setdefault(thing[named_by], []).append(thing[told])
-    absent = [name for name in all_names if name not in there]
+        there.setdefault(thing[sort.named_by], []).append(thing[sort.told])
+    absent = [name for name in sort.names if name not in there]
     asked = [*there, *random.choice(absent, 6 - len(there), replace=False).tolist()]
     said = [f"{name} {' and '.join(sorted(there.get(name, ['none'])))}" for name in asked]
     return f"{first_word} " + "; ".join(said[index] for index in random.permutation(len(said)).tolist())

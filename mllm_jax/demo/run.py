@@ -11,19 +11,16 @@ import numpy as np
 from PIL import Image
 from rich.console import Console
 
-from data_pipelines.tokenizers.training import TokenizerTrainingConfig, train_sentencepiece
+from data_pipelines.tokenizers.training import train_sentencepiece
 from mllm_jax.assemble import train
 from mllm_jax.config import load_run
 from mllm_jax.demo.dataset import DatasetConfig, DemoData, scenes, write_dataset
 from mllm_jax.demo.samples import SampleAnswer, draw_sample
-from mllm_jax.demo.tokenizer_text import tokenizer_lines
+from mllm_jax.demo.tokenizer_text import TOKENIZER, tokenizer_lines
 from mllm_jax.evaluation.evaluate import Asked, Evaluation, EvaluationConfig, evaluate
 from mllm_jax.evaluation.report import scores_table, write_report
 from mllm_jax.interop.export import export
 from mllm_jax.interop.model_folder import LoadedModel, load_model
-
-# Digits are not split: each is one piece with the space before it.
-TOKENIZER = TokenizerTrainingConfig(vocabulary_size=640, split_digits=False, special_tokens=("<image>",))
 
 SAMPLES = 6
 """Held-out scenes that are drawn with all their answers."""

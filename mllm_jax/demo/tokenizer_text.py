@@ -1,16 +1,20 @@
-"""What the demo's tokenizer is trained on: the words of captions, and of conversations in the chat template."""
+"""The demo's tokenizer, and what it is trained on: the words of captions, and of conversations in the chat template."""
 
 import re
 from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from data_pipelines.tokenizers.training import TokenizerTrainingConfig
 from data_pipelines.transforms.templates import VICUNA_SYSTEM
 from mllm_jax.demo.questions import conversation, inventory, transcription
 from mllm_jax.demo.scenes import Scene
 
-WORD = re.compile(r"[A-Za-z]+|(?<![.\d])\d(?![.\d])|[^\w\s]|\d")
-"""A word, or a single sign; a digit of a coordinate is a sign."""
+# Digits are not split off: each is one piece with the space before it.
+TOKENIZER = TokenizerTrainingConfig(vocabulary_size=640, split_digits=False, special_tokens=("<image>",))
+
+WORD = re.compile(r"[A-Za-z]+|\d|[^\w\s]")
+"""A word, a digit or a sign."""
 
 
 def tokenizer_lines(scenes: Iterable[Scene], random: np.random.Generator) -> Iterator[str]:

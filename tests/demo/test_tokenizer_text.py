@@ -6,8 +6,7 @@ from data_pipelines.tokenizer import load_tokenizer
 from data_pipelines.tokenizers.training import train_sentencepiece
 from mllm_jax.demo.dataset import DatasetConfig, scenes
 from mllm_jax.demo.questions import questions, transcription
-from mllm_jax.demo.run import TOKENIZER
-from mllm_jax.demo.tokenizer_text import tokenizer_lines
+from mllm_jax.demo.tokenizer_text import TOKENIZER, tokenizer_lines
 
 
 def test_a_word_is_one_piece_and_a_digit_the_same_piece_before_any_sign(tmp_path):
