@@ -7,7 +7,7 @@ from typing import Literal
 import jax
 from jaxtyping import Array, Float
 
-ActivationName = Literal["gelu", "gelu_tanh", "quick_gelu", "silu", "linear"]
+ActivationName = Literal["gelu", "gelu_tanh", "quick_gelu", "silu", "relu", "linear"]
 
 
 def quick_gelu(inputs: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -20,5 +20,6 @@ ACTIVATIONS: dict[ActivationName, Callable[[Array], Array]] = {
     "gelu_tanh": partial(jax.nn.gelu, approximate=True),
     "quick_gelu": quick_gelu,
     "silu": jax.nn.silu,
+    "relu": jax.nn.relu,
     "linear": lambda inputs: inputs,
 }

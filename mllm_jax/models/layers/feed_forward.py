@@ -14,27 +14,29 @@ HIDDEN_AXES = ("rows", "tokens", "feed_forward_activation")
 
 
 class FeedForward(nn.Module):
-    """`down(activation(up(x)))`, with biases."""
+    """`down(activation(up(x)))`."""
 
     feed_forward_width: int
     activation: ActivationName
+    bias: bool = True
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
     @nn.compact
     @jaxtyped(typechecker=beartype)
     def __call__(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        formats = {"bias": True, "dtype": self.dtype, "param_dtype": self.param_dtype}
+        formats = {"bias": self.bias, "dtype": self.dtype, "param_dtype": self.param_dtype}
         up = Projection((self.feed_forward_width,), ("embed",), ("feed_forward",), name="up", **formats)
         down = Projection((hidden.shape[-1],), ("feed_forward",), ("embed",), name="down", **formats)
         return down(ACTIVATIONS[self.activation](up(hidden)))
 
 
 class GatedFeedForward(nn.Module):
-    """`down(silu(gate(x)) * up(x))`: SwiGLU (https://arxiv.org/abs/2002.05202)."""
+    """`down(activation(gate(x)) * up(x))`; SwiGLU with SiLU (https://arxiv.org/abs/2002.05202)."""
 
     feed_forward_width: int
     bias: bool = False
+    activation: ActivationName = "silu"
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
@@ -45,5 +47,5 @@ class GatedFeedForward(nn.Module):
         gate = Projection((self.feed_forward_width,), ("embed",), ("feed_forward",), name="gate", **formats)
         up = Projection((self.feed_forward_width,), ("embed",), ("feed_forward",), name="up", **formats)
         down = Projection((hidden.shape[-1],), ("feed_forward",), ("embed",), name="down", **formats)
-        inner = nn.with_logical_constraint(nn.silu(gate(hidden)) * up(hidden), HIDDEN_AXES)
+        inner = nn.with_logical_constraint(ACTIVATIONS[self.activation](gate(hidden)) * up(hidden), HIDDEN_AXES)
         return down(inner)
