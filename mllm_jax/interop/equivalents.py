@@ -22,21 +22,35 @@ def exportable(loaded: LoadedModel) -> tuple[Family, LoadedModel]:
     Raises:
         FamilyError: there is none; the message says why.
     """
-    loaded = with_identity_layer(loaded)
-    try:
-        return family_of_config(loaded.config), loaded
-    except FamilyError:
-        resized = with_resized_positions(loaded)
-        if resized is loaded:
-            raise
-        return family_of_config(resized.config), resized
+    refused: FamilyError | None = None
+    for change in (_unchanged, with_identity_layer, with_resized_positions, _with_both):
+        candidate = change(loaded)
+        if candidate is loaded and refused is not None:
+            continue
+        try:
+            return family_of_config(candidate.config), candidate
+        except FamilyError as error:
+            refused = refused or error
+    assert refused is not None
+    raise refused
+
+
+def _unchanged(loaded: LoadedModel) -> LoadedModel:
+    return loaded
+
+
+def _with_both(loaded: LoadedModel) -> LoadedModel:
+    return with_resized_positions(with_identity_layer(loaded))
 
 
 def with_identity_layer(loaded: LoadedModel) -> LoadedModel:
-    """Return a linear connector as LLaVA's two layers: no activation, and a second layer that changes nothing."""
-    if not isinstance(loaded.config, MultimodalConfig) or not isinstance(loaded.config.connector, LinearConfig):
+    """Return a connector of one layer as LLaVA's two: no activation, and a second layer that changes nothing."""
+    if not isinstance(loaded.config, MultimodalConfig):
         return loaded
-    bias = loaded.config.connector.bias
+    connector = loaded.config.connector
+    if not isinstance(connector, LinearConfig | MLPConfig) or connector.depth != 1:
+        return loaded
+    bias = connector.bias
     first = loaded.parameters["connector"]["layers_0"]
     width, dtype = loaded.config.decoder.width, first["kernel"].dtype
     second = {"kernel": jnp.eye(width, dtype=dtype)} | ({"bias": jnp.zeros(width, dtype)} if bias else {})

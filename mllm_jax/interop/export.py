@@ -11,9 +11,10 @@ from data_pipelines.transforms.chat_template import stop_ids
 from data_pipelines.transforms.image import processor_config
 from data_pipelines.transforms.jinja import jinja
 from mllm_jax.interop.equivalents import exportable
+from mllm_jax.interop.families.composite import MultimodalFamily
+from mllm_jax.interop.families.family import Family
 from mllm_jax.interop.imported_folder import new_folder
 from mllm_jax.interop.model_folder import LoadedModel
-from mllm_jax.interop.processor import processor_files
 from mllm_jax.interop.weights import save
 from mllm_jax.models.decoder import DecoderConfig
 from mllm_jax.models.multimodal import MultimodalConfig
@@ -26,8 +27,8 @@ SHARD_BYTES = 4 * 1024**3
 def export(loaded: LoadedModel, folder: str | Path, dtype: Any = None, shard_bytes: int = SHARD_BYTES) -> None:
     """Write a model as a Hugging Face folder.
 
-    A whole model becomes a `LlavaForConditionalGeneration` with its `LlavaProcessor`, a language model or a vision
-    encoder alone what its family is in transformers.
+    A whole model becomes what the first family that it is like is in transformers, with its processor; a language model
+    or a vision encoder alone likewise.
 
     Args:
         loaded: the model.
@@ -40,15 +41,16 @@ def export(loaded: LoadedModel, folder: str | Path, dtype: Any = None, shard_byt
         ValueError: transformers has no model, tokenizer or image processor that does the same; the message says why.
     """
     family, loaded = exportable(loaded)
-    files = _files(loaded, family.to_hugging_face(loaded.config), dtype)
+    files = _files(loaded, family, dtype)
     with new_folder(Path(folder)) as partial:
         for name, content in files.items():
             (partial / name).write_bytes(content)
         save(partial, family.table, loaded.parameters, dtype, shard_bytes)
 
 
-def _files(loaded: LoadedModel, config: dict[str, Any], dtype: Any) -> dict[str, bytes]:
-    """Everything but the weights (file name to content), given the family's `config.json`."""
+def _files(loaded: LoadedModel, family: Family[Any], dtype: Any) -> dict[str, bytes]:
+    """Everything but the weights (file name to content)."""
+    config = family.to_hugging_face(loaded.config)
     formats = {np.dtype(dtype or leaf.dtype).name for leaf in jax.tree.leaves(loaded.parameters)}
     config |= {"dtype": formats.pop() if len(formats) == 1 else "float32"}
     values: dict[str, Any] = {"config.json": config}
@@ -61,9 +63,9 @@ def _files(loaded: LoadedModel, config: dict[str, Any], dtype: Any) -> dict[str,
         text = config if isinstance(loaded.config, DecoderConfig) else config["text_config"]
         text |= tokens
     if isinstance(loaded.config, MultimodalConfig):
-        assert loaded.tokenizer is not None
-        config["image_token_index"] = loaded.tokenizer.image_id
-        values |= _processor(loaded, loaded.config.encoder, config["vision_feature_select_strategy"])
+        assert loaded.tokenizer is not None and isinstance(family, MultimodalFamily)
+        config[family.image_token_key] = loaded.tokenizer.image_id
+        values |= _processor(loaded, family)
     elif isinstance(loaded.config, ViTConfig) and loaded.image_transform is not None:
         transform = processor_config(loaded.image_transform, loaded.config.pixel_mean, loaded.config.pixel_std)
         values["preprocessor_config.json"] = transform
@@ -83,11 +85,11 @@ def _token_ids(loaded: LoadedModel) -> dict[str, Any]:
     }
 
 
-def _processor(loaded: LoadedModel, encoder: ViTConfig, strategy: str) -> dict[str, Any]:
+def _processor(loaded: LoadedModel, family: MultimodalFamily) -> dict[str, Any]:
     if loaded.image_transform is None:
         raise ValueError(f"{loaded.source} does not say how images are resized, so no processor can be written.")
-    transform = processor_config(loaded.image_transform, encoder.pixel_mean, encoder.pixel_std)
-    return processor_files(transform, encoder, strategy)
+    assert isinstance(loaded.config, MultimodalConfig)
+    return family.processor.files(loaded.config, loaded.image_transform)
 
 
 def _json(value: dict[str, Any]) -> bytes:

@@ -9,10 +9,11 @@ from typing import Any
 from data_pipelines.tokenizer import IMAGE_TOKEN, Tokenizer, load_tokenizer
 from mllm_jax.interop.description import ModelDescription
 from mllm_jax.interop.families.choice import family_of_folder
+from mllm_jax.interop.families.composite import MultimodalFamily
 from mllm_jax.interop.families.family import Family, FamilyError
 from mllm_jax.interop.families.vision import pixel_statistics
 from mllm_jax.interop.imported_folder import write_imported
-from mllm_jax.interop.processor import chat_template, image_processor_config, image_transform, output_size, read_json
+from mllm_jax.interop.processor import chat_template, image_processor_config, image_transform, read_json
 from mllm_jax.interop.safetensors_folder import SafetensorsFolder
 from mllm_jax.interop.weights import Reading
 from mllm_jax.models.decoder import DecoderConfig
@@ -59,15 +60,17 @@ def read_folder(folder: Path) -> HuggingFaceFolder:
         preprocessor = image_processor_config(folder)
         if isinstance(model, ViTConfig):
             model = model.model_copy(update=pixel_statistics(preprocessor))
-        elif isinstance(model, MultimodalConfig):
+        elif isinstance(family, MultimodalFamily):
             model = _processed(model, family, preprocessor)
     except FamilyError as error:
         raise FamilyError(f"{folder}: {error}") from error
-    tokenizer = _fitting_tokenizer(folder, model, config)
+    whole = family if isinstance(family, MultimodalFamily) else None
+    tokenizer = _fitting_tokenizer(folder, model, whole.image_token(config) if whole else None)
+    transform = whole.processor.image_transform if whole else image_transform
     description = ModelDescription(
         model=model,
         chat_template=chat_template(folder, tokenizer) if tokenizer else None,
-        image_transform=None if isinstance(model, DecoderConfig) else image_transform(preprocessor),
+        image_transform=None if isinstance(model, DecoderConfig) else transform(preprocessor),
     )
     return HuggingFaceFolder(folder, family, description, tokenizer)
 
@@ -87,10 +90,10 @@ def import_folder(source: Path, output: Path) -> HuggingFaceFolder:
     return found
 
 
-def _processed(model: MultimodalConfig, family: Family, preprocessor: dict[str, Any]) -> MultimodalConfig:
+def _processed(model: MultimodalConfig, family: MultimodalFamily, preprocessor: dict[str, Any]) -> MultimodalConfig:
     """The model for images of the size that the processor makes; a position table of another size is resized."""
     encoder = model.encoder.model_copy(update=pixel_statistics(preprocessor))
-    size = output_size(preprocessor)
+    size = family.processor.image_size(preprocessor)
     if size is not None and size != encoder.image_size:
         encoder = encoder.model_copy(update={"image_size": size, "position_grid": encoder.table_grid})
     model = model.model_copy(update={"encoder": encoder})
@@ -98,20 +101,18 @@ def _processed(model: MultimodalConfig, family: Family, preprocessor: dict[str, 
     return model
 
 
-def _fitting_tokenizer(folder: Path, model: ModelConfig, config: dict[str, Any]) -> Tokenizer | None:
+def _fitting_tokenizer(folder: Path, model: ModelConfig, image_token: int | None) -> Tokenizer | None:
     if isinstance(model, ViTConfig):
         return None
-    has_images = isinstance(model, MultimodalConfig)
     rows = model.decoder.vocab_size if isinstance(model, MultimodalConfig) else model.vocab_size
-    tokenizer = load_tokenizer(folder, added_tokens=(IMAGE_TOKEN,) if has_images else ())
+    tokenizer = load_tokenizer(folder, added_tokens=() if image_token is None else (IMAGE_TOKEN,))
     if tokenizer.vocabulary_size > rows:
         raise ValueError(
             f"{folder}: the tokenizer has {tokenizer.vocabulary_size} tokens, but the embedding has {rows} rows only."
         )
-    image_token = config.get("image_token_index", config.get("image_token_id", 32000))
-    if has_images and tokenizer.image_id != image_token:
+    if image_token is not None and tokenizer.image_id != image_token:
         raise ValueError(
-            f"{folder}: {IMAGE_TOKEN} has the id {tokenizer.image_id} in the tokenizer, but config.json says that "
-            f"image_token_index is {image_token}."
+            f"{folder}: {IMAGE_TOKEN} has the id {tokenizer.image_id} in the tokenizer, but config.json says that the "
+            f"image token is {image_token}."
         )
     return tokenizer

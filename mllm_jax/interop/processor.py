@@ -1,15 +1,14 @@
-"""What a Hugging Face folder says about images and conversations, in this project's terms, and back."""
+"""What a Hugging Face folder says about images and conversations, in this project's terms."""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.tokenizer import IMAGE_TOKEN, Tokenizer
+from data_pipelines.tokenizer import Tokenizer
 from data_pipelines.transforms.image import RESAMPLING, ImageTransformConfig, mean_colour
 from data_pipelines.transforms.jinja import jinja
 from data_pipelines.transforms.templates import CHATML, LLAMA2, LLAMA3, TEMPLATES, VICUNA_V1, ChatTemplate
-from mllm_jax.models.vit import ViTConfig
 
 Json = Mapping[str, Any]
 
@@ -77,24 +76,6 @@ def chat_template(folder: Path, tokenizer: Tokenizer) -> ChatTemplate | None:
         if _writes(template, tokenizer, text):
             return template
     return next((template for mark, template in MARKS if mark in text), None)
-
-
-def processor_files(transform: dict[str, Any], encoder: ViTConfig, strategy: str) -> dict[str, Any]:
-    """Return the files (name to JSON) from which `LlavaProcessor` is made.
-
-    Args:
-        transform: what `data_pipelines.transforms.image.processor_config` returns.
-        encoder: the vision encoder, whose patches the processor counts.
-        strategy: the model's `vision_feature_select_strategy`.
-    """
-    processor = {
-        "processor_class": "LlavaProcessor",
-        "patch_size": encoder.patch_size,
-        "vision_feature_select_strategy": strategy,
-        "num_additional_image_tokens": int(encoder.class_token),
-        "image_token": IMAGE_TOKEN,
-    }
-    return {"preprocessor_config.json": transform, "processor_config.json": processor}
 
 
 def _writes(template: ChatTemplate, tokenizer: Tokenizer, text: str) -> bool:

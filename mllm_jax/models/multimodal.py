@@ -23,7 +23,7 @@ class MultimodalConfig(Config):
 
 def image_tokens(config: MultimodalConfig) -> int:
     """Decoder tokens that one image takes: the one count that packer, model and exporter share."""
-    return config.connector.tokens(config.encoder.patches)
+    return config.connector.tokens(config.encoder.feature_grid)
 
 
 class Multimodal(nn.Module):
@@ -41,7 +41,9 @@ class Multimodal(nn.Module):
     def setup(self):
         formats = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         self.encoder = ViT(self.config.encoder, **formats)
-        self.connector = make_connector(self.config.connector, self.config.decoder.width, **formats)
+        self.connector = make_connector(
+            self.config.connector, self.config.encoder.feature_grid, self.config.decoder.width, **formats
+        )
         self.decoder = Decoder(self.config.decoder, **formats)
 
     @jaxtyped(typechecker=beartype)

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int, UInt8, jaxtyped
 from pydantic import Field, model_validator
 
 from data_pipelines.config_class import Config
+from mllm_jax.models.connectors.features import FeatureGrid
 from mllm_jax.models.layers.activations import ActivationName
 from mllm_jax.models.layers.attention import SelfAttention
 from mllm_jax.models.layers.feed_forward import FeedForward
@@ -93,9 +94,14 @@ class ViTConfig(Config):
         return int(self.class_token) + self.registers
 
     @property
+    def feature_grid(self) -> FeatureGrid:
+        """How the features of one image lie."""
+        return FeatureGrid(*self.grid, extra=int(self.features.keep_class_token))
+
+    @property
     def patches(self) -> int:
         """Features that the encoder hands on for one image."""
-        return self.grid[0] * self.grid[1] + int(self.features.keep_class_token)
+        return self.feature_grid.count
 
     @property
     def executed_layers(self) -> int:

@@ -2,22 +2,24 @@
 
 from typing import Any
 
-from mllm_jax.interop.families.clip import CLIP
-from mllm_jax.interop.families.dinov2 import DINOV2
+from mllm_jax.interop.families.composite import CompositeFamily
 from mllm_jax.interop.families.family import Family, FamilyError, HuggingFaceConfig
-from mllm_jax.interop.families.llama import LLAMA
-from mllm_jax.interop.families.llava import llava
-from mllm_jax.interop.families.siglip import SIGLIP
-from mllm_jax.models.decoder import DecoderConfig
+from mllm_jax.interop.families.llava import LLAVA
+from mllm_jax.interop.families.parts import (
+    DECODER_FAMILIES,
+    ENCODER_FAMILIES,
+    by_model_type,
+    no_family,
+    part_of_config,
+)
 from mllm_jax.models.multimodal import MultimodalConfig
 from mllm_jax.models.parameters import ModelConfig
-from mllm_jax.models.vit import ViTConfig
 
-ENCODER_FAMILIES = (CLIP, SIGLIP, DINOV2)
-DECODER_FAMILIES = (LLAMA,)
+COMPOSITE_FAMILIES: tuple[CompositeFamily, ...] = (LLAVA,)
+"""Multimodal families; a model of ours is exported as the first that it is like."""
 
 
-def family_of_folder(config: HuggingFaceConfig) -> Family:
+def family_of_folder(config: HuggingFaceConfig) -> Family[Any]:
     """The family of a model folder's `config.json`.
 
     Raises:
@@ -25,19 +27,8 @@ def family_of_folder(config: HuggingFaceConfig) -> Family:
     """
     if "quantization_config" in config:
         raise FamilyError("config.json has a quantization_config: quantised weights cannot be imported.")
-    if config.get("model_type") == "llava":
-        encoder = _by_model_type(config.get("vision_config", {}), ENCODER_FAMILIES, "clip_vision_model")
-        return llava(encoder, _by_model_type(config.get("text_config", {}), DECODER_FAMILIES, "llama"))
-    return _by_model_type(config, ENCODER_FAMILIES + DECODER_FAMILIES, None)
-
-
-def _by_model_type(config: HuggingFaceConfig, families: tuple[Family, ...], default: str | None) -> Family:
-    model_type = config.get("model_type", default)
-    for family in families:
-        if model_type in family.model_types:
-            return family
-    known = sorted(name for family in families for name in family.model_types)
-    raise FamilyError(f"model_type is {model_type!r} in config.json; {', '.join(known)} can be imported.")
+    found = by_model_type(config.get("model_type"), (*COMPOSITE_FAMILIES, *ENCODER_FAMILIES, *DECODER_FAMILIES))
+    return found.of_folder(config) if isinstance(found, CompositeFamily) else found
 
 
 def family_of_config(config: ModelConfig) -> Family[Any]:
@@ -46,21 +37,15 @@ def family_of_config(config: ModelConfig) -> Family[Any]:
     Raises:
         FamilyError: it is like no family; the message says why for each.
     """
-    if isinstance(config, MultimodalConfig):
-        whole = llava(family_of_config(config.encoder), family_of_config(config.decoder))
-        whole.to_hugging_face(config)
-        return whole
+    if not isinstance(config, MultimodalConfig):
+        return part_of_config(config)
     reasons = []
-    family: Family[Any]
-    for family in _CANDIDATES[type(config)]:
+    for composite in COMPOSITE_FAMILIES:
         try:
+            family = composite.of_config(config)
             family.to_hugging_face(config)
         except FamilyError as error:
             reasons.append(str(error))
         else:
             return family
-    listed = "\n  ".join(reasons)
-    raise FamilyError(f"This {type(config).__name__} is like no family that can be exported:\n  {listed}")
-
-
-_CANDIDATES: dict[type, tuple[Family[Any], ...]] = {ViTConfig: ENCODER_FAMILIES, DecoderConfig: DECODER_FAMILIES}
+    raise no_family(config, list(dict.fromkeys(reasons)))

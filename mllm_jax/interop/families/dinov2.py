@@ -3,9 +3,10 @@
 from math import isqrt
 from typing import Any
 
+from mllm_jax.interop.families.blocks import DINOV2_BLOCKS, block_rules
 from mllm_jax.interop.families.family import Family, FamilyError, HuggingFaceConfig, require, require_ours
-from mllm_jax.interop.families.vision import ACTIVATION_NAMES, image_size, our_activation, patch_size, table_side
-from mllm_jax.interop.rules import CONVOLUTION, FLAT, LINEAR, LINEAR_FROM_HEADS, ONE_ROW, TWO_ROWS, Rule, Table
+from mllm_jax.interop.families.vision import shape_of, table_side, their_shape
+from mllm_jax.interop.rules import CONVOLUTION, ONE_ROW, TWO_ROWS, Rule, Table
 from mllm_jax.models.presets import IMAGENET_MEAN, IMAGENET_STD
 from mllm_jax.models.vit import ViTConfig
 
@@ -22,8 +23,6 @@ _DEFAULTS: dict[str, Any] = {
 
 _DEFAULT_PATCH = {"dinov2": 14, "dinov2_with_registers": 16}
 
-_BLOCK = "encoder.layer.{layer}."
-
 TABLE = Table(
     rules=(
         Rule("embeddings.patch_embeddings.projection.weight", "patch_embedding/kernel", CONVOLUTION),
@@ -33,24 +32,7 @@ TABLE = Table(
         Rule("embeddings.position_embeddings", "position_embedding", ONE_ROW),
         Rule("layernorm.weight", "post_norm/scale"),
         Rule("layernorm.bias", "post_norm/bias"),
-        Rule(_BLOCK + "norm1.weight", "blocks/attention_norm/scale"),
-        Rule(_BLOCK + "norm1.bias", "blocks/attention_norm/bias"),
-        Rule(_BLOCK + "attention.attention.query.weight", "blocks/attention/query/kernel", LINEAR),
-        Rule(_BLOCK + "attention.attention.query.bias", "blocks/attention/query/bias", FLAT),
-        Rule(_BLOCK + "attention.attention.key.weight", "blocks/attention/key/kernel", LINEAR),
-        Rule(_BLOCK + "attention.attention.key.bias", "blocks/attention/key/bias", FLAT),
-        Rule(_BLOCK + "attention.attention.value.weight", "blocks/attention/value/kernel", LINEAR),
-        Rule(_BLOCK + "attention.attention.value.bias", "blocks/attention/value/bias", FLAT),
-        Rule(_BLOCK + "attention.output.dense.weight", "blocks/attention/output/kernel", LINEAR_FROM_HEADS),
-        Rule(_BLOCK + "attention.output.dense.bias", "blocks/attention/output/bias"),
-        Rule(_BLOCK + "layer_scale1.lambda1", "blocks/attention_scale"),
-        Rule(_BLOCK + "norm2.weight", "blocks/feed_forward_norm/scale"),
-        Rule(_BLOCK + "norm2.bias", "blocks/feed_forward_norm/bias"),
-        Rule(_BLOCK + "mlp.fc1.weight", "blocks/feed_forward/up/kernel", LINEAR),
-        Rule(_BLOCK + "mlp.fc1.bias", "blocks/feed_forward/up/bias"),
-        Rule(_BLOCK + "mlp.fc2.weight", "blocks/feed_forward/down/kernel", LINEAR),
-        Rule(_BLOCK + "mlp.fc2.bias", "blocks/feed_forward/down/bias"),
-        Rule(_BLOCK + "layer_scale2.lambda1", "blocks/feed_forward_scale"),
+        *block_rules(DINOV2_BLOCKS),
     ),
     renames=((r"dinov2(_with_registers)?\.", ""),),
     # The mask token serves pre-training alone; the classifier is a probe on top.
@@ -62,19 +44,13 @@ def from_hugging_face(config: HuggingFaceConfig) -> ViTConfig:
     config = _DEFAULTS | {"patch_size": _DEFAULT_PATCH[config.get("model_type", "dinov2")]} | dict(config)
     require("DINOv2", config, num_channels=3, qkv_bias=True, use_swiglu_ffn=False)
     with_registers = config["model_type"] == "dinov2_with_registers"
-    size, patch = image_size(config), patch_size(config)
+    shape = shape_of(config)
     return ViTConfig(
-        image_size=size,
-        patch_size=patch,
-        width=config["hidden_size"],
-        layers=config["num_hidden_layers"],
-        heads=config["num_attention_heads"],
+        **shape,
         feed_forward_width=int(config["hidden_size"] * config["mlp_ratio"]),
-        activation=our_activation(config["hidden_act"]),
         registers=config.get("num_register_tokens", 4) if with_registers else 0,
         layer_scale=True,
-        norm_epsilon=config["layer_norm_eps"],
-        position_grid=_square_table(size, patch),
+        position_grid=_square_table(shape["image_size"], shape["patch_size"]),
         pixel_mean=IMAGENET_MEAN,
         pixel_std=IMAGENET_STD,
     )
@@ -107,15 +83,8 @@ def to_hugging_face(config: ViTConfig) -> dict[str, Any]:
     return {
         "architectures": [name],
         "model_type": "dinov2_with_registers" if config.registers else "dinov2",
-        "hidden_size": config.width,
         "mlp_ratio": config.feed_forward_width // config.width,
-        "num_hidden_layers": config.layers,
-        "num_attention_heads": config.heads,
-        "num_channels": 3,
-        "image_size": table_side(config, "DINOv2"),
-        "patch_size": config.patch_size,
-        "hidden_act": ACTIVATION_NAMES[config.activation],
-        "layer_norm_eps": config.norm_epsilon,
+        **their_shape(config, table_side(config, "DINOv2")),
         "qkv_bias": True,
         "use_swiglu_ffn": False,
         **registers,

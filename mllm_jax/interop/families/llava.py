@@ -2,8 +2,13 @@
 
 from typing import Any
 
+from data_pipelines.tokenizer import IMAGE_TOKEN
+from data_pipelines.transforms.image import ImageTransformConfig, processor_config
+from mllm_jax.interop.families.composite import CompositeFamily, MultimodalFamily, Processor
 from mllm_jax.interop.families.family import Family, FamilyError, HuggingFaceConfig
+from mllm_jax.interop.families.parts import decoder_of_folder, encoder_of_folder, part_of_config
 from mllm_jax.interop.families.vision import ACTIVATION_NAMES, our_activation
+from mllm_jax.interop.processor import image_transform, output_size
 from mllm_jax.interop.rules import LINEAR, Rule, Table
 from mllm_jax.models.connectors.mlp import MLPConfig
 from mllm_jax.models.decoder import DecoderConfig
@@ -25,7 +30,7 @@ _CONNECTOR = (
 )
 
 
-def llava(encoder: Family[ViTConfig], decoder: Family[DecoderConfig]) -> Family[MultimodalConfig]:
+def llava(encoder: Family[ViTConfig], decoder: Family[DecoderConfig]) -> MultimodalFamily:
     """The family of LLaVA models made of two families."""
     table = (
         Table((), _TRANSFORMERS_5)
@@ -59,7 +64,16 @@ def llava(encoder: Family[ViTConfig], decoder: Family[DecoderConfig]) -> Family[
             **_their_connector(config.connector),
         }
 
-    return Family(f"llava({encoder.name}, {decoder.name})", ("llava",), table, from_hugging_face, to_hugging_face)
+    return MultimodalFamily(
+        name=f"llava({encoder.name}, {decoder.name})",
+        model_types=("llava",),
+        table=table,
+        from_hugging_face=from_hugging_face,
+        to_hugging_face=to_hugging_face,
+        processor=Processor(image_transform, output_size, _processor_files),
+        image_token_key="image_token_index",
+        image_token_default=32000,
+    )
 
 
 def _features(config: HuggingFaceConfig, tower: ViTConfig) -> FeatureConfig:
@@ -96,3 +110,33 @@ def _their_connector(connector: Any) -> dict[str, Any]:
         "projector_hidden_act": ACTIVATION_NAMES[connector.activation],
         "multimodal_projector_bias": connector.bias,
     }
+
+
+def _processor_files(config: MultimodalConfig, transform: ImageTransformConfig) -> dict[str, Any]:
+    """`LlavaProcessor` counts an image's tokens from its patches and what the model's strategy does to them."""
+    encoder = config.encoder
+    processor = {
+        "processor_class": "LlavaProcessor",
+        "patch_size": encoder.patch_size,
+        "vision_feature_select_strategy": _their_features(encoder)["vision_feature_select_strategy"],
+        "num_additional_image_tokens": int(encoder.class_token),
+        "image_token": IMAGE_TOKEN,
+    }
+    return {
+        "preprocessor_config.json": processor_config(transform, encoder.pixel_mean, encoder.pixel_std),
+        "processor_config.json": processor,
+    }
+
+
+def _of_folder(config: HuggingFaceConfig) -> MultimodalFamily:
+    return llava(
+        encoder_of_folder(config.get("vision_config", {}), "clip_vision_model"),
+        decoder_of_folder(config.get("text_config", {}), "llama"),
+    )
+
+
+def _of_config(config: MultimodalConfig) -> MultimodalFamily:
+    return llava(part_of_config(config.encoder), part_of_config(config.decoder))
+
+
+LLAVA = CompositeFamily(("llava",), _of_folder, _of_config)

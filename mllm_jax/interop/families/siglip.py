@@ -2,9 +2,10 @@
 
 from typing import Any
 
-from mllm_jax.interop.families.clip import BLOCK_RULES, WITHOUT_PREFIX
+from mllm_jax.interop.families.blocks import CLIP_BLOCKS, block_rules
+from mllm_jax.interop.families.clip import WITHOUT_PREFIX
 from mllm_jax.interop.families.family import Family, HuggingFaceConfig, require, require_ours
-from mllm_jax.interop.families.vision import ACTIVATION_NAMES, image_size, our_activation, own_grid, patch_size
+from mllm_jax.interop.families.vision import own_side, shape_of, their_shape
 from mllm_jax.interop.rules import CONVOLUTION, Rule, Table
 from mllm_jax.models.vit import ViTConfig
 
@@ -29,7 +30,7 @@ TABLE = Table(
         Rule("vision_model.embeddings.position_embedding.weight", "position_embedding"),
         Rule("vision_model.post_layernorm.weight", "post_norm/scale"),
         Rule("vision_model.post_layernorm.bias", "post_norm/bias"),
-        *BLOCK_RULES,
+        *block_rules(CLIP_BLOCKS),
     ),
     renames=(WITHOUT_PREFIX,),
     ignored=(
@@ -49,35 +50,17 @@ def from_hugging_face(config: HuggingFaceConfig) -> ViTConfig:
     """From a tower's config, or the `vision_config` of a whole SigLIP model's."""
     config = _DEFAULTS | dict(config.get("vision_config", config))
     require("SigLIP", config, num_channels=3)
-    return ViTConfig(
-        image_size=image_size(config),
-        patch_size=patch_size(config),
-        width=config["hidden_size"],
-        layers=config["num_hidden_layers"],
-        heads=config["num_attention_heads"],
-        feed_forward_width=config["intermediate_size"],
-        activation=our_activation(config["hidden_act"]),
-        class_token=False,
-        norm_epsilon=config["layer_norm_eps"],
-    )
+    return ViTConfig(**shape_of(config), feed_forward_width=config["intermediate_size"], class_token=False)
 
 
 def to_hugging_face(config: ViTConfig) -> dict[str, Any]:
     """A `SiglipVisionConfig` without the pooling head."""
     require_ours("SigLIP", config, class_token=False, registers=0, patch_bias=True, pre_norm=False, layer_scale=False)
-    own_grid(config, "SigLIP")
     return {
         "architectures": ["SiglipVisionModel"],
         "model_type": "siglip_vision_model",
-        "hidden_size": config.width,
         "intermediate_size": config.feed_forward_width,
-        "num_hidden_layers": config.layers,
-        "num_attention_heads": config.heads,
-        "num_channels": 3,
-        "image_size": config.image_size[0],
-        "patch_size": config.patch_size,
-        "hidden_act": ACTIVATION_NAMES[config.activation],
-        "layer_norm_eps": config.norm_epsilon,
+        **their_shape(config, own_side(config, "SigLIP")),
         "vision_use_head": False,
     }
 

@@ -41,6 +41,33 @@ def patch_size(config: HuggingFaceConfig) -> int:
     return sides.pop()
 
 
+def shape_of(config: HuggingFaceConfig) -> dict[str, Any]:
+    """The fields of a ViTConfig that most families spell alike."""
+    return {
+        "image_size": image_size(config),
+        "patch_size": patch_size(config),
+        "width": config["hidden_size"],
+        "layers": config["num_hidden_layers"],
+        "heads": config["num_attention_heads"],
+        "activation": our_activation(config["hidden_act"]),
+        "norm_epsilon": config["layer_norm_eps"],
+    }
+
+
+def their_shape(config: ViTConfig, image_side: int) -> dict[str, Any]:
+    """The inverse of `shape_of`, for a position table of square images of `image_side` pixels."""
+    return {
+        "hidden_size": config.width,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "num_channels": 3,
+        "image_size": image_side,
+        "patch_size": config.patch_size,
+        "hidden_act": ACTIVATION_NAMES[config.activation],
+        "layer_norm_eps": config.norm_epsilon,
+    }
+
+
 def table_side(config: ViTConfig, family: str) -> int:
     """Image size in pixels that a square position table stands for; their models know no other."""
     rows, columns = config.table_grid
@@ -54,13 +81,14 @@ def table_side(config: ViTConfig, family: str) -> int:
     return rows * config.patch_size
 
 
-def own_grid(config: ViTConfig, family: str) -> None:
-    """Checks that images fit the position table, for families whose models in transformers do not resize it."""
+def own_side(config: ViTConfig, family: str) -> int:
+    """Side of the images in pixels, for families whose models in transformers do not resize their position table."""
     if config.image_size[0] != config.image_size[1] or config.grid != config.table_grid:
         raise FamilyError(
             f"A {family} model in transformers takes square images that fit its position table, but this one takes "
             f"{config.image_size} pixels with a table for {config.table_grid} patches."
         )
+    return config.image_size[0]
 
 
 def pixel_statistics(preprocessor: Mapping[str, Any]) -> dict[str, tuple[float, float, float]]:

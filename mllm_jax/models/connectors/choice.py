@@ -5,14 +5,15 @@ from typing import Annotated, Any
 import flax.linen as nn
 from pydantic import Field
 
-from mllm_jax.models.connectors.linear import LinearConfig, LinearConnector
+from mllm_jax.models.connectors.features import FeatureGrid
+from mllm_jax.models.connectors.linear import LinearConfig
 from mllm_jax.models.connectors.mlp import MLPConfig, MLPConnector
 
 ConnectorConfig = Annotated[LinearConfig | MLPConfig, Field(discriminator="kind")]
 
-CONNECTORS: dict[str, type[nn.Module]] = {"linear": LinearConnector, "mlp": MLPConnector}
+CONNECTORS: dict[str, type[nn.Module]] = {"linear": MLPConnector, "mlp": MLPConnector}
 
 
-def make_connector(config: ConnectorConfig, width: int, dtype: Any, param_dtype: Any) -> nn.Module:
-    """The module of a connector's config, for a decoder of `width`."""
-    return CONNECTORS[config.kind](config, width, dtype=dtype, param_dtype=param_dtype)
+def make_connector(config: ConnectorConfig, grid: FeatureGrid, width: int, dtype: Any, param_dtype: Any) -> nn.Module:
+    """The module of a connector's config, for features that lie as `grid` and a decoder of `width`."""
+    return CONNECTORS[config.kind](config, grid, width, dtype=dtype, param_dtype=param_dtype)

@@ -1,41 +1,17 @@
 """One linear layer from encoder features to decoder embeddings (LLaVA 1.0)."""
 
-from typing import Any, Literal
+from typing import Literal
 
-import flax.linen as nn
-import jax.numpy as jnp
-from beartype import beartype
-from jaxtyping import Array, Float, jaxtyped
-
-from data_pipelines.config_class import Config
-from mllm_jax.models.layers.projection import Projection
+from mllm_jax.models.connectors.features import FeatureGrid
+from mllm_jax.models.connectors.layers import LayersConfig
 
 
-class LinearConfig(Config):
+class LinearConfig(LayersConfig):
+    """An `mlp` of one layer, under its own name."""
+
     kind: Literal["linear"] = "linear"
-    bias: bool = True
+    depth: Literal[1] = 1
 
-    def tokens(self, patches: int) -> int:
-        """Decoder tokens made of an image's `patches` features."""
-        return patches
-
-
-class LinearConnector(nn.Module):
-    config: LinearConfig
-    width: int
-    """Width of the decoder."""
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
-
-    @nn.compact
-    @jaxtyped(typechecker=beartype)
-    def __call__(self, features: Float[Array, "B P E"]) -> Float[Array, "B P D"]:
-        return Projection(
-            (self.width,),
-            (None,),
-            ("embed",),
-            bias=self.config.bias,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            name="layers_0",
-        )(features)
+    def tokens(self, grid: FeatureGrid) -> int:
+        """Decoder tokens made of one image's features."""
+        return grid.count

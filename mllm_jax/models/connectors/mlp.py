@@ -1,4 +1,4 @@
-"""Linear layers with an activation between them (LLaVA-1.5: two, GELU)."""
+"""Linear layers from encoder features to decoder embeddings (LLaVA-1.5: two, GELU)."""
 
 from typing import Any, Literal
 
@@ -6,30 +6,23 @@ import flax.linen as nn
 import jax.numpy as jnp
 from beartype import beartype
 from jaxtyping import Array, Float, jaxtyped
-from pydantic import Field
 
-from data_pipelines.config_class import Config
-from mllm_jax.models.layers.activations import ACTIVATIONS, ActivationName
-from mllm_jax.models.layers.projection import Projection
-
-KERNEL_AXES = (("embed",), ("feed_forward",))
-"""Axis names alternate, so that consecutive layers shard as the two layers of a feed-forward do."""
+from mllm_jax.models.connectors.features import FeatureGrid
+from mllm_jax.models.connectors.layers import LayersConfig, linear_layers
 
 
-class MLPConfig(Config):
+class MLPConfig(LayersConfig):
     kind: Literal["mlp"] = "mlp"
-    depth: int = Field(default=2, ge=2)
-    """Linear layers; all but the first are square."""
-    activation: ActivationName = "gelu"
-    bias: bool = True
 
-    def tokens(self, patches: int) -> int:
-        """Decoder tokens made of an image's `patches` features."""
-        return patches
+    def tokens(self, grid: FeatureGrid) -> int:
+        """Decoder tokens made of one image's features."""
+        return grid.count
 
 
 class MLPConnector(nn.Module):
-    config: MLPConfig
+    config: LayersConfig
+    grid: FeatureGrid
+    """How the features that come in lie."""
     width: int
     """Width of the decoder."""
     dtype: Any = jnp.float32
@@ -38,17 +31,4 @@ class MLPConnector(nn.Module):
     @nn.compact
     @jaxtyped(typechecker=beartype)
     def __call__(self, features: Float[Array, "B P E"]) -> Float[Array, "B P D"]:
-        hidden = features
-        for index in range(self.config.depth):
-            if index:
-                hidden = ACTIVATIONS[self.config.activation](hidden)
-            hidden = Projection(
-                (self.width,),
-                KERNEL_AXES[index % 2],
-                KERNEL_AXES[(index + 1) % 2],
-                bias=self.config.bias,
-                dtype=self.dtype,
-                param_dtype=self.param_dtype,
-                name=f"layers_{index}",
-            )(hidden)
-        return hidden
+        return linear_layers(self.config, features, self.width, self.dtype, self.param_dtype)

@@ -1,0 +1,73 @@
+"""The weight rules of a vision transformer's blocks, in the spellings that libraries have for them."""
+
+from dataclasses import dataclass
+
+from mllm_jax.interop.rules import FLAT, LINEAR, LINEAR_FROM_HEADS, Rule
+
+
+@dataclass(frozen=True)
+class BlockNames:
+    """How a library calls the parts of a block, below the block itself."""
+
+    block: str
+    """The block; `{layer}` stands for its number."""
+    attention_norm: str
+    query: str
+    key: str
+    value: str
+    output: str
+    feed_forward_norm: str
+    up: str
+    down: str
+    attention_scale: str | None = None
+    """The tensor that scales the attention branch (LayerScale), where there is one."""
+    feed_forward_scale: str | None = None
+
+
+CLIP_BLOCKS = BlockNames(
+    block="vision_model.encoder.layers.{layer}.",
+    attention_norm="layer_norm1",
+    query="self_attn.q_proj",
+    key="self_attn.k_proj",
+    value="self_attn.v_proj",
+    output="self_attn.out_proj",
+    feed_forward_norm="layer_norm2",
+    up="mlp.fc1",
+    down="mlp.fc2",
+)
+"""CLIP's, which SigLIP has too."""
+
+DINOV2_BLOCKS = BlockNames(
+    block="encoder.layer.{layer}.",
+    attention_norm="norm1",
+    query="attention.attention.query",
+    key="attention.attention.key",
+    value="attention.attention.value",
+    output="attention.output.dense",
+    feed_forward_norm="norm2",
+    up="mlp.fc1",
+    down="mlp.fc2",
+    attention_scale="layer_scale1.lambda1",
+    feed_forward_scale="layer_scale2.lambda1",
+)
+
+
+def block_rules(names: BlockNames) -> tuple[Rule, ...]:
+    """The rules of all blocks; those of a parameter that a model does not have are left out for that model."""
+    block = names.block
+    rules: list[Rule] = []
+    for theirs, ours in ((names.attention_norm, "attention_norm"), (names.feed_forward_norm, "feed_forward_norm")):
+        rules.append(Rule(f"{block}{theirs}.weight", f"blocks/{ours}/scale"))
+        rules.append(Rule(f"{block}{theirs}.bias", f"blocks/{ours}/bias"))
+    for theirs, ours in ((names.query, "query"), (names.key, "key"), (names.value, "value")):
+        rules.append(Rule(f"{block}{theirs}.weight", f"blocks/attention/{ours}/kernel", LINEAR))
+        rules.append(Rule(f"{block}{theirs}.bias", f"blocks/attention/{ours}/bias", FLAT))
+    rules.append(Rule(f"{block}{names.output}.weight", "blocks/attention/output/kernel", LINEAR_FROM_HEADS))
+    rules.append(Rule(f"{block}{names.output}.bias", "blocks/attention/output/bias"))
+    for theirs, ours in ((names.up, "up"), (names.down, "down")):
+        rules.append(Rule(f"{block}{theirs}.weight", f"blocks/feed_forward/{ours}/kernel", LINEAR))
+        rules.append(Rule(f"{block}{theirs}.bias", f"blocks/feed_forward/{ours}/bias"))
+    for scale, ours in ((names.attention_scale, "attention_scale"), (names.feed_forward_scale, "feed_forward_scale")):
+        if scale is not None:
+            rules.append(Rule(f"{block}{scale}", f"blocks/{ours}"))
+    return tuple(rules)

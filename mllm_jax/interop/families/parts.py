@@ -1,0 +1,65 @@
+"""The families of vision encoders and of language models: found by a config.json, and for one of our configs."""
+
+from typing import Any
+
+from mllm_jax.interop.families.clip import CLIP
+from mllm_jax.interop.families.dinov2 import DINOV2
+from mllm_jax.interop.families.family import Family, FamilyError, HuggingFaceConfig
+from mllm_jax.interop.families.llama import LLAMA
+from mllm_jax.interop.families.siglip import SIGLIP
+from mllm_jax.models.decoder import DecoderConfig
+from mllm_jax.models.parameters import ModelConfig
+from mllm_jax.models.vit import ViTConfig
+
+ENCODER_FAMILIES: tuple[Family[ViTConfig], ...] = (CLIP, SIGLIP, DINOV2)
+DECODER_FAMILIES: tuple[Family[DecoderConfig], ...] = (LLAMA,)
+
+
+def encoder_of_folder(config: HuggingFaceConfig, default: str | None = None) -> Family[ViTConfig]:
+    """The family of a vision encoder's config.json, or of that part of a whole model's.
+
+    Args:
+        default: the `model_type` of a config that does not say its own.
+
+    Raises:
+        FamilyError: another `model_type`.
+    """
+    return by_model_type(config.get("model_type", default), ENCODER_FAMILIES)
+
+
+def decoder_of_folder(config: HuggingFaceConfig, default: str | None = None) -> Family[DecoderConfig]:
+    """The family of a language model's config.json; as `encoder_of_folder`."""
+    return by_model_type(config.get("model_type", default), DECODER_FAMILIES)
+
+
+def by_model_type(model_type: str | None, families: tuple[Any, ...]) -> Any:
+    """The entry of a table of families that has this `model_type`."""
+    for family in families:
+        if model_type in family.model_types:
+            return family
+    known = sorted(name for family in families for name in family.model_types)
+    raise FamilyError(f"model_type is {model_type!r} in config.json; {', '.join(known)} can be imported.")
+
+
+def part_of_config(config: ModelConfig) -> Family[Any]:
+    """The family as which an encoder or a decoder of ours can be exported.
+
+    Raises:
+        FamilyError: it is like no family; the message says why for each.
+    """
+    families: tuple[Family[Any], ...] = ENCODER_FAMILIES if isinstance(config, ViTConfig) else DECODER_FAMILIES
+    reasons = []
+    for family in families:
+        try:
+            family.to_hugging_face(config)
+        except FamilyError as error:
+            reasons.append(str(error))
+        else:
+            return family
+    raise no_family(config, reasons)
+
+
+def no_family(config: ModelConfig, reasons: list[str]) -> FamilyError:
+    """The error of a config that every family refuses, each for its reason."""
+    listed = "\n  ".join(reasons)
+    return FamilyError(f"This {type(config).__name__} is like no family that can be exported:\n  {listed}")
