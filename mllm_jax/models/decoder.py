@@ -1,31 +1,38 @@
-"""The decoder language model: LLaMA and its relatives are values of one config."""
+"""The decoder language model: LLaMA, Qwen, Gemma, OPT, GPT-2 and their relatives are values of one config."""
 
-from typing import Any
+import math
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
 from beartype import beartype
-from jaxtyping import Array, Bool, Float, Float32, Int, jaxtyped
+from jaxtyping import Array, Float, Float32, Int, jaxtyped
 from pydantic import Field, model_validator
 
 from data_pipelines.config_class import Config
-from mllm_jax.models.layers.attention import SelfAttention
-from mllm_jax.models.layers.cache import KVCache, advance, empty_cache, next_slots
-from mllm_jax.models.layers.feed_forward import GatedFeedForward
-from mllm_jax.models.layers.masks import cached_mask, packed_mask
-from mllm_jax.models.layers.norms import rms_norm
-from mllm_jax.models.layers.rotary import Llama3RotaryScaling, rotary_angles, rotary_frequencies
+from mllm_jax.models.layers.activations import ActivationName
+from mllm_jax.models.layers.attention import SelfAttention, soft_capped
+from mllm_jax.models.layers.cache import KVCache, advance, empty_cache
+from mllm_jax.models.layers.feed_forward import FEED_FORWARDS, FeedForwardName
+from mllm_jax.models.layers.layer_kinds import LayerKind, Rotation, Views, make_views
+from mllm_jax.models.layers.norms import NORMS, NormName
+from mllm_jax.models.layers.rotary_scaling import LongRotaryScaling, OptionalRotaryScaling
 from mllm_jax.models.layers.stack import StackConfig, run_stack
-from mllm_jax.models.layers.vocabulary import TokenEmbedding, TokenOutput
+from mllm_jax.models.layers.vocabulary import PositionEmbedding, TokenEmbedding, TokenOutput, without_padding
 
 HIDDEN_AXES = ("rows", "tokens", "embed_activation")
 
 
 class DecoderConfig(Config):
-    """A causal transformer with RMSNorm, SwiGLU and rotary positions (LLaMA, https://arxiv.org/abs/2302.13971)."""
+    """A causal transformer; the defaults are LLaMA's (https://arxiv.org/abs/2302.13971).
+
+    A pattern of layers (`rotary_layers`, `sliding_layers`) is repeated to the depth of the model.
+    """
 
     vocab_size: int = Field(gt=0)
     """Rows of the token embedding."""
+    vocab_used: int | None = Field(default=None, gt=0)
+    """Tokens there are; the rows from here on are padding, which is never predicted. null: all rows are tokens."""
     width: int = Field(gt=0)
     layers: int = Field(gt=0)
     heads: int = Field(gt=0)
@@ -33,15 +40,49 @@ class DecoderConfig(Config):
     """Key and value heads; each serves heads / kv_heads query heads."""
     head_width: int = Field(gt=0)
     feed_forward_width: int = Field(gt=0)
+    feed_forward: FeedForwardName = "gated"
+    activation: ActivationName = "silu"
+    """Of the feed-forward layers."""
+    norm: NormName = "rms"
+    """`rms_one_plus`: RMSNorm whose parameter is added to one (Gemma)."""
     norm_epsilon: float = Field(default=1e-5, gt=0)
-    rope_theta: float = Field(default=10000.0, gt=0)
-    """Base of the rotary frequencies."""
-    rope_scaling: Llama3RotaryScaling | None = None
-    tied_embeddings: bool = False
-    """The output projection is the token embedding."""
+    post_norms: bool = False
+    """What attention and feed-forward layers give is normed too, before it is added (Gemma 2)."""
+    query_key_norm: bool = False
+    """Every query and key head is normed before it is turned (Qwen3)."""
+    positions: Literal["rotary", "learned"] = "rotary"
+    """Positions turn the heads, or are embeddings added to the tokens'."""
+    position_offset: int = Field(default=0, ge=0)
+    """Unused rows before position 0 in a table of learned positions (OPT has 2)."""
     max_positions: int = Field(default=2048, gt=0)
     """Longest segment in tokens that the model was made for."""
+    rope_theta: float = Field(default=10000.0, gt=0)
+    """Base of the rotary frequencies."""
+    rope_scaling: OptionalRotaryScaling = None
+    rotary_width: int | None = Field(default=None, gt=0)
+    """Dimensions of a head that positions turn, from the first; null: all."""
+    rotary_layers: tuple[bool, ...] = Field(default=(True,), min_length=1)
+    """Which layers turn their heads by rotary positions."""
+    sliding_window: int | None = Field(default=None, gt=0)
+    """Tokens that a query sees in layers with a window, itself included; null: no layer has a window."""
+    sliding_layers: tuple[bool, ...] = Field(default=(True,), min_length=1)
+    """Which layers have the window."""
+    sliding_rope_theta: float | None = Field(default=None, gt=0)
+    """Base of the rotary frequencies, unscaled, in layers with a window; null: as in the others."""
+    score_width: int | None = Field(default=None, gt=0)
+    """Attention scores are divided by the root of this; null: head_width."""
+    attention_soft_cap: float | None = Field(default=None, gt=0)
+    """Attention scores are bent to stay within this; null: no cap."""
+    logit_soft_cap: float | None = Field(default=None, gt=0)
+    """Logits are bent to stay within this; null: no cap."""
+    scaled_embeddings: bool = False
+    """Token embeddings are multiplied by the root of the width (Gemma)."""
+    tied_embeddings: bool = False
+    """The output projection is the token embedding."""
     attention_bias: bool = False
+    """Of queries, keys and values."""
+    attention_output_bias: bool | None = None
+    """null: as attention_bias."""
     feed_forward_bias: bool = False
     stack: StackConfig = StackConfig()
 
@@ -49,9 +90,37 @@ class DecoderConfig(Config):
     def _consistent(self) -> "DecoderConfig":
         if self.heads % self.kv_heads:
             raise ValueError(f"heads {self.heads} is not a multiple of kv_heads {self.kv_heads}")
-        if self.head_width % 2:
-            raise ValueError(f"head_width {self.head_width} is odd, but rotary positions turn pairs of dimensions")
+        if self.positions == "rotary":
+            self._check_rotary()
+        if self.vocab_used is not None and self.vocab_used > self.vocab_size:
+            raise ValueError(f"vocab_used {self.vocab_used} exceeds vocab_size {self.vocab_size}")
         return self
+
+    def _check_rotary(self) -> None:
+        width = self.head_width if self.rotary_width is None else self.rotary_width
+        name = "head_width" if self.rotary_width is None else "rotary_width"
+        if width % 2:
+            raise ValueError(f"{name} {width} is odd, but rotary positions turn pairs of dimensions")
+        if width > self.head_width:
+            raise ValueError(f"rotary_width {width} exceeds head_width {self.head_width}")
+        if isinstance(self.rope_scaling, LongRotaryScaling):
+            for field in ("short_factors", "long_factors"):
+                count = len(getattr(self.rope_scaling, field))
+                if count != width // 2:
+                    raise ValueError(f"rope_scaling.{field} has {count} factors, but {name} {width} needs {width // 2}")
+
+    @property
+    def layer_kinds(self) -> tuple[LayerKind, ...]:
+        """What each layer sees and how it turns its heads."""
+        return tuple(self._layer_kind(layer) for layer in range(self.layers))
+
+    def _layer_kind(self, layer: int) -> LayerKind:
+        sliding = self.sliding_window is not None and self.sliding_layers[layer % len(self.sliding_layers)]
+        rotation = Rotation(self.rotary_width or self.head_width, self.rope_theta, self.rope_scaling)
+        if sliding and self.sliding_rope_theta is not None:
+            rotation = Rotation(rotation.width, self.sliding_rope_theta, None)
+        turned = self.positions == "rotary" and self.rotary_layers[layer % len(self.rotary_layers)]
+        return LayerKind(self.sliding_window if sliding else None, rotation if turned else None)
 
 
 def make_cache(config: DecoderConfig, rows: int, length: int, dtype: Any) -> KVCache:
@@ -64,28 +133,52 @@ class DecoderBlock(nn.Module):
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
+    def norm(self, name: str, hidden: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        return NORMS[self.config.norm](self.config.norm_epsilon, self.dtype, self.param_dtype, name=name)(hidden)
+
+    def attention(self) -> SelfAttention:
+        config = self.config
+        return SelfAttention(
+            config.heads,
+            config.kv_heads,
+            config.head_width,
+            config.attention_bias,
+            output_bias=config.attention_output_bias,
+            scale=None if config.score_width is None else config.score_width**-0.5,
+            soft_cap=config.attention_soft_cap,
+            head_norm=config.norm if config.query_key_norm else None,
+            norm_epsilon=config.norm_epsilon,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            name="attention",
+        )
+
+    def feed_forward(self) -> nn.Module:
+        config = self.config
+        return FEED_FORWARDS[config.feed_forward](
+            config.feed_forward_width,
+            activation=config.activation,
+            bias=config.feed_forward_bias,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            name="feed_forward",
+        )
+
     @nn.compact
     @jaxtyped(typechecker=beartype)
     def __call__(
-        self,
-        carry: tuple[Float[Array, "B T D"], KVCache | None],
-        layer: Int[Array, ""],
-        mask: Bool[Array, "B 1 T S"],
-        angles: tuple[Float[Array, "B T half"], Float[Array, "B T half"]],
+        self, carry: tuple[Float[Array, "B T D"], KVCache | None], layer: Int[Array, ""], views: Views
     ) -> tuple[tuple[Float[Array, "B T D"], KVCache | None], None]:
-        config, formats = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}
         hidden, cache = carry
-        attention = SelfAttention(
-            config.heads, config.kv_heads, config.head_width, config.attention_bias, name="attention", **formats
-        )
-        feed_forward = GatedFeedForward(
-            config.feed_forward_width, config.feed_forward_bias, name="feed_forward", **formats
-        )
-        normed = rms_norm(config.norm_epsilon, name="attention_norm", **formats)(hidden)
-        attended, cache = attention(normed, mask, angles, cache, layer)
+        mask, angles = views.of(layer)
+        attended, cache = self.attention()(self.norm("attention_norm", hidden), mask, angles, cache, layer)
+        if self.config.post_norms:
+            attended = self.norm("attention_post_norm", attended)
         hidden = hidden + attended
-        hidden = hidden + feed_forward(rms_norm(config.norm_epsilon, name="feed_forward_norm", **formats)(hidden))
-        return (nn.with_logical_constraint(hidden, HIDDEN_AXES), cache), None
+        processed = self.feed_forward()(self.norm("feed_forward_norm", hidden))
+        if self.config.post_norms:
+            processed = self.norm("feed_forward_post_norm", processed)
+        return (nn.with_logical_constraint(hidden + processed, HIDDEN_AXES), cache), None
 
 
 class Decoder(nn.Module):
@@ -95,14 +188,19 @@ class Decoder(nn.Module):
     param_dtype: Any = jnp.float32
 
     def setup(self):
-        formats = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        self.token_embedding = TokenEmbedding(self.config.vocab_size, self.config.width, **formats)
-        if not self.config.tied_embeddings:
-            self.output = TokenOutput(self.config.vocab_size, **formats)
+        config, formats = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        self.token_embedding = TokenEmbedding(config.vocab_size, config.width, **formats)
+        if config.positions == "learned":
+            self.position_embedding = PositionEmbedding(config.max_positions, config.position_offset, **formats)
+        if not config.tied_embeddings:
+            self.output = TokenOutput(config.vocab_size, **formats)
 
     @jaxtyped(typechecker=beartype)
     def embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-        return self.token_embedding(tokens)
+        embeddings = self.token_embedding(tokens)
+        if self.config.scaled_embeddings:
+            embeddings = embeddings * jnp.asarray(math.sqrt(self.config.width), embeddings.dtype)
+        return embeddings
 
     @nn.compact
     @jaxtyped(typechecker=beartype)
@@ -120,21 +218,22 @@ class Decoder(nn.Module):
         (0) at their right end, and the cache returned holds the new tokens too.
         """
         config, formats = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        frequencies = rotary_frequencies(config.head_width, config.rope_theta, config.rope_scaling)
-        angles = rotary_angles(positions, frequencies)
-        if cache is None:
-            mask = packed_mask(segment_ids)
-        else:
-            mask = cached_mask(next_slots(cache, embeddings.shape[1]), cache.capacity)
+        if config.positions == "learned":
+            embeddings = self.position_embedding(embeddings, positions)
+        views = make_views(config.layer_kinds, segment_ids, positions, cache)
         hidden = nn.with_logical_constraint(embeddings.astype(self.dtype), HIDDEN_AXES)
         blocks = run_stack(self, DecoderBlock, {"config": config, **formats}, config.stack, config.layers)
-        hidden, cache = blocks((hidden, cache), mask, angles)
-        hidden = rms_norm(config.norm_epsilon, name="final_norm", **formats)(hidden)
+        hidden, cache = blocks((hidden, cache), views)
+        hidden = NORMS[config.norm](config.norm_epsilon, name="final_norm", **formats)(hidden)
         return hidden, None if cache is None else advance(cache, segment_ids)
 
     @jaxtyped(typechecker=beartype)
     def logits(self, hidden: Float[Array, "B T D"]) -> Float32[Array, "B T V"]:
-        return self.token_embedding.logits(hidden) if self.config.tied_embeddings else self.output(hidden)
+        config = self.config
+        logits = self.token_embedding.logits(hidden) if config.tied_embeddings else self.output(hidden)
+        if config.logit_soft_cap is not None:
+            logits = soft_capped(logits, config.logit_soft_cap)
+        return logits if config.vocab_used is None else without_padding(logits, config.vocab_used)
 
     def initialise(self) -> Float32[Array, "1 1 V"]:
         """Runs every part once, so that `init(key, method="initialise")` makes every parameter."""

@@ -1,7 +1,7 @@
 """Named sizes: the published models as values of the configs, and the demo's own small ones."""
 
 from mllm_jax.models.decoder import DecoderConfig
-from mllm_jax.models.layers.rotary import Llama3RotaryScaling
+from mllm_jax.models.layers.rotary_scaling import Llama3RotaryScaling
 from mllm_jax.models.vit import FeatureConfig, ViTConfig
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)

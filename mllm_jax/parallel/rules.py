@@ -26,6 +26,7 @@ RULES: tuple[tuple[str, MeshAxes], ...] = (
     ("feed_forward", "tensor"),
     ("vocabulary", "tensor"),
     ("patches", None),
+    ("positions", None),
     ("rows", ROW_AXES),
     ("images", ROW_AXES),
     ("tokens", "sequence"),

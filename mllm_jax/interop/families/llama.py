@@ -5,7 +5,7 @@ from typing import Any
 from mllm_jax.interop.families.family import Family, FamilyError, HuggingFaceConfig, require
 from mllm_jax.interop.rules import FLAT, LINEAR, LINEAR_FROM_HEADS, Rule, Table
 from mllm_jax.models.decoder import DecoderConfig
-from mllm_jax.models.layers.rotary import Llama3RotaryScaling
+from mllm_jax.models.layers.rotary_scaling import Llama3RotaryScaling
 
 _DEFAULTS: dict[str, Any] = {
     "vocab_size": 32000,

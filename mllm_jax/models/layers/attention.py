@@ -1,5 +1,6 @@
 """Self-attention with grouped key/value heads, rotary positions and a cache, each of them optional."""
 
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -9,6 +10,7 @@ from beartype import beartype
 from jaxtyping import Array, Bool, Float, Int, jaxtyped
 
 from mllm_jax.models.layers.cache import KVCache, write_layer
+from mllm_jax.models.layers.norms import NORMS, NormName
 from mllm_jax.models.layers.projection import Projection
 from mllm_jax.models.layers.rotary import rotate
 
@@ -18,9 +20,32 @@ def attend(
     key: Float[Array, "B S K C"],
     value: Float[Array, "B S K C"],
     mask: Bool[Array, "B 1 T S"] | None = None,
+    scale: float | None = None,
+    soft_cap: float | None = None,
 ) -> Float[Array, "B T H C"]:
-    """Scaled dot-product attention; softmax in float32, H a multiple of K. The one place that chooses a kernel."""
-    return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation="xla")
+    """Scaled dot-product attention; softmax in float32, H a multiple of K. The one place that chooses a kernel.
+
+    Args:
+        query, key, value: heads, with positions already in them.
+        mask: what each query may see; None: everything.
+        scale: factor of the dot products; None: 1/sqrt(C).
+        soft_cap: scores are kept between this and its negative by a tanh; None: as they are.
+    """
+    if soft_cap is None:
+        return jax.nn.dot_product_attention(query, key, value, mask=mask, scale=scale, implementation="xla")
+    rows, tokens, heads, head_width = query.shape
+    grouped = query.reshape(rows, tokens, key.shape[2], -1, head_width)
+    scores = jnp.einsum("btkgc,bskc->bkgts", grouped, key, preferred_element_type=jnp.float32)
+    scores = soft_capped(scores * (scale or 1 / math.sqrt(head_width)), soft_cap)
+    if mask is not None:
+        scores = jnp.where(mask[:, :, None], scores, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+    return jnp.einsum("bkgts,bskc->btkgc", weights, value).reshape(rows, tokens, heads, head_width)
+
+
+def soft_capped(values: Float[Array, "..."], cap: float) -> Float[Array, "..."]:
+    """`cap * tanh(values / cap)`: values bent to stay within the cap (https://arxiv.org/abs/2408.00118)."""
+    return cap * jnp.tanh(values / cap)
 
 
 class SelfAttention(nn.Module):
@@ -28,6 +53,14 @@ class SelfAttention(nn.Module):
     kv_heads: int
     head_width: int
     bias: bool
+    """Of the queries, keys and values."""
+    output_bias: bool | None = None
+    """None: as `bias`."""
+    scale: float | None = None
+    soft_cap: float | None = None
+    head_norm: NormName | None = None
+    """Norm of every query and key head before its rotation; None: no norm."""
+    norm_epsilon: float = 1e-6
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
@@ -42,6 +75,12 @@ class SelfAttention(nn.Module):
             name=name,
         )
 
+    def normed(self, name: str, heads: Float[Array, "B T heads C"]) -> Float[Array, "B T heads C"]:
+        if self.head_norm is None:
+            return heads
+        norm = NORMS[self.head_norm](self.norm_epsilon, self.dtype, self.param_dtype, name=name, axis="head_width")
+        return norm(heads)
+
     @nn.compact
     @jaxtyped(typechecker=beartype)
     def __call__(
@@ -53,8 +92,8 @@ class SelfAttention(nn.Module):
         layer: int | Int[Array, ""] = 0,
     ) -> tuple[Float[Array, "B T D"], KVCache | None]:
         """With a cache, the new keys and values are written to it and the queries read all of it through `mask`."""
-        query = self.project("query", self.heads, "heads")(hidden)
-        key = self.project("key", self.kv_heads, "kv_heads")(hidden)
+        query = self.normed("query_norm", self.project("query", self.heads, "heads")(hidden))
+        key = self.normed("key_norm", self.project("key", self.kv_heads, "kv_heads")(hidden))
         value = self.project("value", self.kv_heads, "kv_heads")(hidden)
         query = nn.with_logical_constraint(query, ("rows", "tokens", "heads_activation", None))
         key = nn.with_logical_constraint(key, ("rows", "tokens", "kv_heads_activation", None))
@@ -68,9 +107,9 @@ class SelfAttention(nn.Module):
             shape=(hidden.shape[-1],),
             input_axes=("heads", "head_width"),
             output_axes=("embed",),
-            bias=self.bias,
+            bias=self.bias if self.output_bias is None else self.output_bias,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
             name="output",
         )
-        return output(attend(query, key, value, mask)), cache
+        return output(attend(query, key, value, mask, self.scale, self.soft_cap)), cache

@@ -9,6 +9,7 @@ PARAMETER_AXES = (
     "feed_forward",
     "vocabulary",
     "patches",
+    "positions",
 )
 """Names of parameter axes. `embed` is the model width of encoder, connector and decoder alike; an axis that is never
 worth sharding (the pixels of a patch) has no name."""

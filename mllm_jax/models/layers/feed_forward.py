@@ -1,6 +1,6 @@
-"""The two feed-forward layers: one activation (ViT), and gated (LLaMA)."""
+"""The two feed-forward layers: plain (ViT, GPT-2), and gated (LLaMA)."""
 
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -49,3 +49,11 @@ class GatedFeedForward(nn.Module):
         down = Projection((hidden.shape[-1],), ("feed_forward",), ("embed",), name="down", **formats)
         inner = nn.with_logical_constraint(ACTIVATIONS[self.activation](gate(hidden)) * up(hidden), HIDDEN_AXES)
         return down(inner)
+
+
+FeedForwardName = Literal["gated", "plain"]
+
+FEED_FORWARDS: dict[FeedForwardName, type[FeedForward] | type[GatedFeedForward]] = {
+    "gated": GatedFeedForward,
+    "plain": FeedForward,
+}

@@ -4,16 +4,17 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from mllm_jax.models.layers.initializers import named
 
-NormName = Literal["layer", "rms"]
+NormName = Literal["rms", "rms_one_plus", "layer"]
 
 
-def layer_norm(
-    epsilon: float, dtype: Any, param_dtype: Any, name: str | None = None, axis: str = "embed"
-) -> nn.LayerNorm:
-    """LayerNorm over the last axis, called `axis`, with scale and bias."""
+def layer_norm(epsilon: float, dtype: Any, param_dtype: Any, name: str | None = None, axis: str = "embed") -> nn.Module:
+    """LayerNorm over the last axis (the model width), with scale and bias."""
     return nn.LayerNorm(
         epsilon=epsilon,
         dtype=dtype,
@@ -26,15 +27,39 @@ def layer_norm(
     )
 
 
-def rms_norm(epsilon: float, dtype: Any, param_dtype: Any, name: str | None = None, axis: str = "embed") -> nn.RMSNorm:
-    """RMSNorm over the last axis, called `axis` (https://arxiv.org/abs/1910.07467), with scale."""
+def rms_norm(epsilon: float, dtype: Any, param_dtype: Any, name: str | None = None, axis: str = "embed") -> nn.Module:
+    """RMSNorm over the last axis (https://arxiv.org/abs/1910.07467), with scale."""
     return nn.RMSNorm(
-        epsilon=epsilon,
-        dtype=dtype,
-        param_dtype=param_dtype,
-        scale_init=named(nn.initializers.ones, axis),
-        name=name,
+        epsilon=epsilon, dtype=dtype, param_dtype=param_dtype, scale_init=named(nn.initializers.ones, axis), name=name
     )
 
 
-NORMS: dict[NormName, Callable[..., nn.Module]] = {"layer": layer_norm, "rms": rms_norm}
+class OnePlusRMSNorm(nn.Module):
+    """RMSNorm whose parameter is the scale's deviation from one (Gemma), which bfloat16 keeps more digits of."""
+
+    epsilon: float
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+    axis: str = "embed"
+    """Logical name of the axis."""
+
+    @nn.compact
+    def __call__(self, inputs: Float[Array, "..."]) -> Float[Array, "..."]:
+        scale = self.param("scale", named(nn.initializers.zeros, self.axis), inputs.shape[-1:], self.param_dtype)
+        inputs = inputs.astype(jnp.float32)
+        normed = inputs * jax.lax.rsqrt(jnp.mean(jnp.square(inputs), axis=-1, keepdims=True) + self.epsilon)
+        return (normed * (1.0 + scale.astype(jnp.float32))).astype(self.dtype)
+
+
+def one_plus_rms_norm(
+    epsilon: float, dtype: Any, param_dtype: Any, name: str | None = None, axis: str = "embed"
+) -> nn.Module:
+    """An `OnePlusRMSNorm`, called as the other two."""
+    return OnePlusRMSNorm(epsilon, dtype=dtype, param_dtype=param_dtype, axis=axis, name=name)
+
+
+NORMS: dict[NormName, Callable[..., nn.Module]] = {
+    "rms": rms_norm,
+    "rms_one_plus": one_plus_rms_norm,
+    "layer": layer_norm,
+}

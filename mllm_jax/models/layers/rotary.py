@@ -1,53 +1,51 @@
 """Rotary position embedding (https://arxiv.org/abs/2104.09864), pairing dimension i with i + C/2 as LLaMA does."""
 
-import math
-
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
-from pydantic import Field
 
-from data_pipelines.config_class import Config
-
-
-class Llama3RotaryScaling(Config):
-    """LLaMA 3.1's stretch of the low frequencies, which lets a model read beyond the length it was trained at."""
-
-    factor: float = Field(default=8.0, gt=0)
-    """How much the lowest frequencies are slowed."""
-    low_frequency_factor: float = Field(default=1.0, gt=0)
-    """Frequencies with fewer turns than this within `original_positions` are slowed by the whole factor."""
-    high_frequency_factor: float = Field(default=4.0, gt=0)
-    """Frequencies with more turns than this are left as they are; between the two, interpolated."""
-    original_positions: int = Field(default=8192, gt=0)
-    """Length in tokens of the training before the stretch."""
+from mllm_jax.models.layers.rotary_scaling import RotaryScaling, plain_frequencies
 
 
 def rotary_frequencies(
-    head_width: int, theta: float, scaling: Llama3RotaryScaling | None = None
-) -> Float[Array, " C/2"]:
-    """Angle in radians by which each pair of dimensions turns at every position."""
-    frequencies = 1.0 / theta ** (jnp.arange(0, head_width, 2, dtype=jnp.float32) / head_width)
+    width: int,
+    theta: float,
+    scaling: RotaryScaling | None = None,
+    lengths: Int[Array, "B T"] | None = None,
+) -> Float[Array, "*tokens half"]:
+    """Angle in radians by which each pair of dimensions turns at every position.
+
+    Args:
+        width: dimensions of a head that are turned.
+        theta: base of the frequencies.
+        scaling: how they are slowed to read beyond the length trained at.
+        lengths: of each token's segment, for a scaling that depends on it (`scaling.needs_lengths`).
+    """
     if scaling is None:
-        return frequencies
-    turns = scaling.original_positions * frequencies / (2 * math.pi)
-    kept = (turns - scaling.low_frequency_factor) / (scaling.high_frequency_factor - scaling.low_frequency_factor)
-    kept = jnp.clip(kept, 0.0, 1.0)
-    return kept * frequencies + (1.0 - kept) * frequencies / scaling.factor
+        return plain_frequencies(width, theta)
+    return scaling.frequencies(width, theta, lengths)
+
+
+def segment_lengths(segment_ids: Int[Array, "B T"], positions: Int[Array, "B T"]) -> Int[Array, "B T"]:
+    """For every token the length of its segment so far: one more than the last position of it in the row."""
+    same_segment = segment_ids[:, :, None] == segment_ids[:, None, :]
+    return jnp.max(jnp.where(same_segment, positions[:, None, :], 0), axis=-1) + 1
 
 
 def rotary_angles(
-    positions: Int[Array, "B T"], frequencies: Float[Array, " C/2"]
-) -> tuple[Float[Array, "B T C/2"], Float[Array, "B T C/2"]]:
-    """Cosine and sine of every position's angles, float32."""
+    positions: Int[Array, "B T"], frequencies: Float[Array, "*tokens half"], magnitude: float = 1.0
+) -> tuple[Float[Array, "B T half"], Float[Array, "B T half"]]:
+    """Cosine and sine of every position's angles times `magnitude`, float32."""
     angles = positions.astype(jnp.float32)[..., None] * frequencies
-    return jnp.cos(angles), jnp.sin(angles)
+    return jnp.cos(angles) * magnitude, jnp.sin(angles) * magnitude
 
 
 def rotate(
-    heads: Float[Array, "B T H C"], cosine: Float[Array, "B T C/2"], sine: Float[Array, "B T C/2"]
+    heads: Float[Array, "B T H C"], cosine: Float[Array, "B T half"], sine: Float[Array, "B T half"]
 ) -> Float[Array, "B T H C"]:
-    """Turns every head by its position's angles; computed in float32."""
-    first, second = jnp.split(heads.astype(jnp.float32), 2, axis=-1)
+    """Turns the first 2 * half dimensions of every head by its position's angles; computed in float32."""
+    width = 2 * cosine.shape[-1]
+    first, second = jnp.split(heads[..., :width].astype(jnp.float32), 2, axis=-1)
     cosine, sine = cosine[:, :, None], sine[:, :, None]
-    turned = jnp.concatenate([first * cosine - second * sine, second * cosine + first * sine], axis=-1)
-    return turned.astype(heads.dtype)
+    turned = [first * cosine - second * sine, second * cosine + first * sine]
+    rest = [heads[..., width:].astype(jnp.float32)] if width < heads.shape[-1] else []
+    return jnp.concatenate(turned + rest, axis=-1).astype(heads.dtype)

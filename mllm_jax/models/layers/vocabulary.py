@@ -22,6 +22,11 @@ def _logits(
     return nn.with_logical_constraint(logits, LOGIT_AXES)
 
 
+def without_padding(logits: Float32[Array, "B T V"], used: int) -> Float32[Array, "B T V"]:
+    """Logits in which the rows that only pad the vocabulary are never chosen and have no share of a softmax."""
+    return jnp.where(jnp.arange(logits.shape[-1]) < used, logits, jnp.finfo(logits.dtype).min)
+
+
 class TokenEmbedding(nn.Module):
     vocab_size: int
     width: int
@@ -40,6 +45,26 @@ class TokenEmbedding(nn.Module):
     def logits(self, hidden: Float[Array, "B T D"]) -> Float32[Array, "B T V"]:
         """Logits of a model whose output projection is its embedding."""
         return _logits(hidden, self.embedding, 1, self.dtype)
+
+
+class PositionEmbedding(nn.Module):
+    """A learned embedding of every position (GPT-2)."""
+
+    positions: int
+    """Longest segment in tokens."""
+    offset: int
+    """Rows of the table before that of position 0, which nothing reads (OPT has 2)."""
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, embeddings: Float[Array, "B T D"], positions: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        """Adds the positions to embeddings; a position outside the table gives NaN, which a loss shows at once."""
+        initializer = named(nn.initializers.normal(0.02), "positions", "embed")
+        shape = (self.offset + self.positions, embeddings.shape[-1])
+        table = self.param("embedding", initializer, shape, self.param_dtype)
+        rows = jnp.take(table, self.offset + positions, axis=0, mode="fill")
+        return embeddings.astype(self.dtype) + rows.astype(self.dtype)
 
 
 class TokenOutput(nn.Module):

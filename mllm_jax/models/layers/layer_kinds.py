@@ -1,0 +1,84 @@
+"""What differs between the layers of one decoder: how far they see and how they turn their heads.
+
+A stack has few kinds of layers. Masks and angles are made once a kind and stacked; a layer takes those of its kind, so
+that one compiled block serves all layers.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from mllm_jax.models.layers.cache import KVCache, next_slots
+from mllm_jax.models.layers.masks import cached_mask, packed_mask
+from mllm_jax.models.layers.rotary import rotary_angles, rotary_frequencies, segment_lengths
+from mllm_jax.models.layers.rotary_scaling import RotaryScaling
+
+Angles = tuple[Float[Array, "B T half"], Float[Array, "B T half"]]
+
+
+class Rotation(NamedTuple):
+    """How heads are turned."""
+
+    width: int
+    """Dimensions of a head that are turned."""
+    theta: float
+    scaling: RotaryScaling | None
+
+
+class LayerKind(NamedTuple):
+    window: int | None
+    """Tokens that a query sees, itself included; None: all before it."""
+    rotation: Rotation | None
+    """None: heads are not turned."""
+
+
+class Views(NamedTuple):
+    """Masks and angles of every kind of layer (axis `kinds`)."""
+
+    kind_of_layer: Int[Array, " L"]
+    masks: Bool[Array, "kinds B 1 T S"]
+    cosines: Float[Array, "kinds B T half"] | None
+    """None: no layer turns its heads."""
+    sines: Float[Array, "kinds B T half"] | None
+
+    def of(self, layer: Int[Array, ""]) -> tuple[Bool[Array, "B 1 T S"], Angles | None]:
+        """The mask and the angles of one layer."""
+        kind = 0 if self.masks.shape[0] == 1 else self.kind_of_layer[layer]
+        if self.cosines is None or self.sines is None:
+            return self.masks[kind], None
+        return self.masks[kind], (self.cosines[kind], self.sines[kind])
+
+
+def make_views(
+    kinds: tuple[LayerKind, ...],
+    segment_ids: Int[Array, "B T"],
+    positions: Int[Array, "B T"],
+    cache: KVCache | None,
+) -> Views:
+    """Views of packed rows (no cache) or of tokens that follow those of a cache; `kinds` has one entry a layer."""
+    distinct = list(dict.fromkeys(kinds))
+    slots = None if cache is None else (next_slots(cache, segment_ids.shape[1]), cache.capacity)
+    masks = [
+        packed_mask(segment_ids, kind.window) if slots is None else cached_mask(*slots, kind.window)
+        for kind in distinct
+    ]
+    width = max((kind.rotation.width for kind in distinct if kind.rotation is not None), default=0)
+    angles = [_angles(kind.rotation, width, segment_ids, positions) for kind in distinct]
+    return Views(
+        kind_of_layer=jnp.asarray([distinct.index(kind) for kind in kinds]),
+        masks=jnp.stack(masks),
+        cosines=jnp.stack([cosine for cosine, _ in angles]) if width else None,
+        sines=jnp.stack([sine for _, sine in angles]) if width else None,
+    )
+
+
+def _angles(
+    rotation: Rotation | None, width: int, segment_ids: Int[Array, "B T"], positions: Int[Array, "B T"]
+) -> Angles:
+    if rotation is None:
+        return rotary_angles(positions, jnp.zeros(width // 2))
+    scaling = rotation.scaling
+    lengths = segment_lengths(segment_ids, positions) if scaling is not None and scaling.needs_lengths else None
+    frequencies = rotary_frequencies(rotation.width, rotation.theta, scaling, lengths)
+    return rotary_angles(positions, frequencies, 1.0 if scaling is None else scaling.magnitude)
