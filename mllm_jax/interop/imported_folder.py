@@ -5,6 +5,7 @@ without the others.
 """
 
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -22,6 +23,8 @@ from mllm_jax.interop.safetensors_folder import WeightsError
 PARAMETERS = "parameters"
 TOKENIZER = "tokenizer"
 SUFFIX = ".safetensors"
+BLOCK = re.compile(r"(?:^|/|_)blocks(_\d+)/")
+"""In the path of a parameter of one block of an unscanned stack: its number, with the underscore."""
 
 
 def is_imported_folder(folder: Path) -> bool:
@@ -85,15 +88,39 @@ def stored_paths(folder: Path) -> set[str]:
 
 
 def read_parameter(folder: Path, path: str) -> np.ndarray:
-    """Read one parameter.
+    """Read one parameter; a stack of blocks is cut or joined where the folder holds it the other way.
 
     Raises:
-        WeightsError: its file is damaged or holds something else.
+        WeightsError: its file is missing, damaged or holds something else.
     """
-    file = folder / PARAMETERS / file_name(path)
+    if _file(folder, path).is_file():
+        return _read(folder, path)
+    block = BLOCK.search(path)
+    if block is not None:
+        stacked = f"{path[: block.start(1)]}{path[block.end(1) :]}"
+        return _read(folder, stacked, int(block[1].removeprefix("_")))
+    layers = 0
+    while _file(folder, _unstacked(path, layers)).is_file():
+        layers += 1
+    if not layers:
+        return _read(folder, path)
+    return np.stack([_read(folder, _unstacked(path, layer)) for layer in range(layers)])
+
+
+def _unstacked(path: str, layer: int) -> str:
+    return re.sub(r"(^|/|_)blocks/", rf"\g<1>blocks_{layer}/", path)
+
+
+def _file(folder: Path, path: str) -> Path:
+    return folder / PARAMETERS / file_name(path)
+
+
+def _read(folder: Path, path: str, layer: int | None = None) -> np.ndarray:
+    """One file's parameter, or one layer of it."""
+    file = _file(folder, path)
     try:
         with safe_open(file, framework="np") as handle:
-            return handle.get_tensor(path)
+            return handle.get_tensor(path) if layer is None else handle.get_slice(path)[layer]
     except (SafetensorError, FileNotFoundError) as error:
         raise WeightsError(f"{file} does not hold the parameter {path}: {error}. Import the model again.") from error
 

@@ -101,7 +101,7 @@ class ViTConfig(Config):
     @property
     def patches(self) -> int:
         """Features that the encoder hands on for one image."""
-        return self.feature_grid.count
+        return self.feature_grid.total
 
     @property
     def executed_layers(self) -> int:

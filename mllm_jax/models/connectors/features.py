@@ -11,5 +11,5 @@ class FeatureGrid(NamedTuple):
     extra: int = 0
 
     @property
-    def count(self) -> int:
+    def total(self) -> int:
         return self.extra + self.rows * self.columns

@@ -14,4 +14,4 @@ class LinearConfig(LayersConfig):
 
     def tokens(self, grid: FeatureGrid) -> int:
         """Decoder tokens made of one image's features."""
-        return grid.count
+        return grid.total

@@ -16,7 +16,7 @@ class MLPConfig(LayersConfig):
 
     def tokens(self, grid: FeatureGrid) -> int:
         """Decoder tokens made of one image's features."""
-        return grid.count
+        return grid.total
 
 
 class MLPConnector(nn.Module):
