@@ -69,6 +69,14 @@ class Rule:
     ours: str
     """Path of our parameter, of a scanned stack: `blocks/...` stands for `blocks_<layer>/...` too."""
     layout: Layout = SAME
+    first: int = 0
+    """Their number of our block 0."""
+    every: int = 1
+    """How far apart their numbers of two neighbouring blocks of ours are."""
+
+    def name(self, block: int) -> str:
+        """Their name of a parameter of our block number `block`."""
+        return self.theirs.format(layer=self.first + block * self.every)
 
     def below(self, theirs: str, ours: str) -> "Rule":
         """The same rule for a part of a larger model."""
@@ -144,8 +152,7 @@ def tensors(table: Table, leaves: Mapping[str, Any]) -> tuple[list[Tensor], list
             uncovered.append(path)
             continue
         rule, shape = rules[scanned_path], tuple(leaf.shape)
-        name = rule.theirs.format(layer=layer)
-        found.append(Tensor(name, rule.layout.their_shape(shape), path, None, rule.layout))
+        found.append(Tensor(rule.name(layer), rule.layout.their_shape(shape), path, None, rule.layout))
     return found, uncovered
 
 
@@ -153,13 +160,13 @@ def _stacked(rule: Rule, path: str, shape: Shape) -> list[Tensor]:
     if "{layer}" not in rule.theirs:
         return [Tensor(rule.theirs, rule.layout.their_shape(shape), path, None, rule.layout)]
     their_shape = rule.layout.their_shape(shape[1:])
-    names = (rule.theirs.format(layer=layer) for layer in range(shape[0]))
+    names = map(rule.name, range(shape[0]))
     return [Tensor(name, their_shape, path, layer, rule.layout) for layer, name in enumerate(names)]
 
 
 def _unscanned(path: str) -> tuple[str, int | None]:
-    """`.../blocks_3/...` as (`.../blocks/...`, 3)."""
-    match = re.search(r"(^|/)blocks_(\d+)/", path)
+    """`.../blocks_3/...` as (`.../blocks/...`, 3), and likewise for stacks called `..._blocks`."""
+    match = re.search(r"(^|/)((?:\w+_)?blocks)_(\d+)/", path)
     if match is None:
         return path, None
-    return path[: match.start()] + match[1] + "blocks/" + path[match.end() :], int(match[2])
+    return f"{path[: match.start()]}{match[1]}{match[2]}/{path[match.end() :]}", int(match[3])

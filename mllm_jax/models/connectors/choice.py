@@ -8,10 +8,20 @@ from pydantic import Field
 from mllm_jax.models.connectors.features import FeatureGrid
 from mllm_jax.models.connectors.linear import LinearConfig
 from mllm_jax.models.connectors.mlp import MLPConfig, MLPConnector
+from mllm_jax.models.connectors.perceiver import PerceiverConfig, PerceiverConnector
+from mllm_jax.models.connectors.q_former import QFormerConfig, QFormerConnector
 
-ConnectorConfig = Annotated[LinearConfig | MLPConfig, Field(discriminator="kind")]
+ConnectorConfig = Annotated[
+    LinearConfig | MLPConfig | PerceiverConfig | QFormerConfig,
+    Field(discriminator="kind"),
+]
 
-CONNECTORS: dict[str, type[nn.Module]] = {"linear": MLPConnector, "mlp": MLPConnector}
+CONNECTORS: dict[str, type[nn.Module]] = {
+    "linear": MLPConnector,
+    "mlp": MLPConnector,
+    "perceiver": PerceiverConnector,
+    "q_former": QFormerConnector,
+}
 
 
 def make_connector(config: ConnectorConfig, grid: FeatureGrid, width: int, dtype: Any, param_dtype: Any) -> nn.Module:

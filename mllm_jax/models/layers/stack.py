@@ -31,19 +31,25 @@ REMAT_POLICIES: dict[RematName, Callable[..., bool] | None] = {
 
 
 def run_stack(
-    parent: nn.Module, block: type[nn.Module], arguments: dict[str, Any], config: StackConfig, used: int
+    parent: nn.Module,
+    block: type[nn.Module],
+    arguments: dict[str, Any],
+    config: StackConfig,
+    used: int,
+    depth: int | None = None,
 ) -> Run:
-    """A function that runs the first `used` of `parent.config.layers` blocks.
+    """A function that runs the first `used` of `depth` blocks; None: of `parent.config.layers`.
 
     A block is called `(carry, layer, *shared) -> (carry, None)`. The parameters of all blocks exist, so that weights
     survive a round trip whole, but the blocks after `used` are never executed: their slices are not read.
     Must be called in a compact method; makes `blocks` (stacked, scanned) or `blocks_0`, `blocks_1`, ...
     """
-    length = parent.config.layers if parent.is_initializing() else used
+    depth = parent.config.layers if depth is None else depth
+    length = depth if parent.is_initializing() else used
     if config.remat != "none":
         block = nn.remat(block, policy=REMAT_POLICIES[config.remat], prevent_cse=not config.scan)
     if config.scan and length:
-        return _scanned(block, arguments, length, parent.config.layers)
+        return _scanned(block, arguments, length, depth)
     return _unrolled(block, arguments, length)
 
 
