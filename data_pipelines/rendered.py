@@ -1,5 +1,6 @@
 """What a chat template makes of a record: token ids, what is supervised, and where each image's tokens stand."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,35 @@ class RenderError(ValueError):
         self.detail = detail
 
 
+NEWLINE = -1
+"""Stands in an `ImageLayout` for the learned embedding that ends a row of tiles."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageLayout:
+    """The image slots that one image takes, and the feature that each of its n tokens takes."""
+
+    slots: int
+    index: np.ndarray
+    """i32[n]; slot * features of a slot + feature, from the image's first slot on, or `NEWLINE`."""
+    size: tuple[int, int] | None = None
+    """Height and width in pixels of the image that it is the layout of."""
+
+    def placed(self, first_slot: int, slots: int, features: int) -> np.ndarray:
+        """The index in a row: i32[n], as `Batch.image_index`.
+
+        Args:
+            first_slot: of the image.
+            slots: of the row.
+            features: of a slot.
+        """
+        return np.where(self.index == NEWLINE, slots * features, self.index + first_slot * features)
+
+
+LayoutOf = Callable[[ImagePart], ImageLayout]
+"""Lays an image out; raises `ImageError` where it cannot be read."""
+
+
 @dataclass(frozen=True, slots=True)
 class RenderedRecord:
     """A record as one segment of a row; n is its number of tokens."""
@@ -32,3 +62,10 @@ class RenderedRecord:
     """For each image, the index in `tokens` where its run of image placeholder tokens begins; ascending."""
     images: tuple[ImagePart, ...]
     """The images in the order of their runs."""
+    layouts: tuple[ImageLayout, ...] = ()
+    """How each image is laid out; empty where every image takes one slot, and its features in their order."""
+
+    @property
+    def slots(self) -> int:
+        """Image slots that the images take."""
+        return sum(layout.slots for layout in self.layouts) if self.layouts else len(self.images)

@@ -4,8 +4,7 @@ An image is turned upright by its EXIF orientation; transparency is laid over wh
 RGB as Pillow does. Normalisation is not done here: pixels cross to the device as bytes.
 """
 
-import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -15,21 +14,7 @@ from pydantic import Field
 
 from data_pipelines.config_class import Config
 from data_pipelines.transforms.image_error import ImageError
-
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
-
-ORIENTATION_TAG = 0x0112
-
-TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""EXIF orientation to what turns the picture upright."""
+from data_pipelines.transforms.image_header import TURNS, open_header, orientation
 
 RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
@@ -71,12 +56,19 @@ def decode_image(data: bytes, config: ImageTransformConfig) -> np.ndarray:
         ImageError: the bytes are no image of a known format ("unsupported"), are damaged or cut short ("corrupt"), or
             would take more than `config.max_pixels` while decoded, padded or resized ("too_large").
     """
-    header = _header(data)
+    return decode_with(data, config, lambda image: np.asarray(fit(image, config)))
+
+
+def decode_with(data: bytes, config: ImageTransformConfig, arrange: Callable[[Image.Image], np.ndarray]) -> np.ndarray:
+    """Decodes one image and returns what `arrange` makes of it, upright and in RGB; errors as `decode_image`."""
+    header = open_header(data)
     pixels = max(header.width * header.height, _largest_step(header.size, config))
     if pixels > config.max_pixels:
         raise ImageError("too_large", f"{header.width} x {header.height} takes {pixels} of {config.max_pixels} pixels")
     try:
-        return np.asarray(fit(_upright_rgb(header, data), config))
+        return arrange(_upright_rgb(header, data))
+    except ImageError:
+        raise
     except Exception as error:  # Pillow's decoders raise every kind of exception on damaged data.
         raise ImageError("corrupt", f"{header.format}: {type(error).__name__}: {error}") from error
 
@@ -142,19 +134,6 @@ def not_exportable(config: ImageTransformConfig, mean: Sequence[float]) -> str |
     return None
 
 
-def _header(data: bytes) -> Image.Image:
-    """The image with its format, size and mode known and no pixel decoded."""
-    try:
-        return Image.open(io.BytesIO(data), formats=FORMATS)
-    except Image.DecompressionBombError as error:
-        raise ImageError("too_large", str(error)) from error
-    except Image.UnidentifiedImageError:
-        detail = f"{len(data)} bytes starting with {data[:12]!r} are not {', '.join(FORMATS)}"
-        raise ImageError("unsupported", detail) from None
-    except Exception as error:
-        raise ImageError("corrupt", f"{type(error).__name__}: {error}") from error
-
-
 def _largest_step(size: tuple[int, int], config: ImageTransformConfig) -> int:
     """Pixels of the largest image on the way: a long thin strip makes a huge square."""
     short, long = min(size), max(size)
@@ -170,7 +149,7 @@ def _upright_rgb(header: Image.Image, data: bytes) -> Image.Image:
     if image is None or image.size != header.size:
         header.load()
         image = _rgb(header)
-    turn = TURNS.get(_orientation(header))
+    turn = TURNS.get(orientation(header))
     return image if turn is None else image.transpose(turn)
 
 
@@ -180,13 +159,6 @@ def _decoded_jpeg(data: bytes) -> Image.Image | None:
         return Image.fromarray(simplejpeg.decode_jpeg(data, "RGB"))
     except ValueError:
         return None
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        return image.getexif().get(ORIENTATION_TAG, 1)
-    except Exception:  # Damaged metadata does not make the picture unusable.
-        return 1
 
 
 def _rgb(image: Image.Image) -> Image.Image:
