@@ -9,7 +9,7 @@ import numpy as np
 
 from data_pipelines.batch import Batch
 from data_pipelines.packing import Segment
-from data_pipelines.rendered import RenderedRecord
+from data_pipelines.rendered import ImageLayout, RenderedRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,13 @@ def empty_batch(rows: int, row_length: int, images_per_row: int, image_size: tup
 
 
 def place_row(batch: Batch, index: int, row: tuple[Segment, ...], image_tokens: int) -> list[Placed]:
-    """Writes a packed row into `batch`, all but its pixels; image slots are filled in order."""
+    """Writes a packed row into `batch`, all but its pixels; image slots are filled in order.
+
+    Args:
+        image_tokens: of one slot.
+    """
+    whole_slot = ImageLayout(1, np.arange(image_tokens, dtype=np.int32))
+    slots = batch.image_mask.shape[1]
     placed: list[Placed] = []
     start = slot = 0
     for number, segment in enumerate(row, start=1):
@@ -51,12 +57,13 @@ def place_row(batch: Batch, index: int, row: tuple[Segment, ...], image_tokens: 
         batch.segment_ids[index, start:stop] = number
         batch.positions[index, start:stop] = np.arange(length, dtype=np.int32)
         placed.append(Placed(rendered, index, start, slot))
-        for image_start in rendered.image_starts:
+        layouts = rendered.layouts or (whole_slot,) * len(rendered.images)
+        for image_start, layout in zip(rendered.image_starts, layouts, strict=True):
             first = start + image_start
-            features = np.arange(slot * image_tokens, (slot + 1) * image_tokens, dtype=np.int32)
-            batch.image_index[index, first : first + image_tokens] = features
-            batch.image_mask[index, slot] = True
-            slot += 1
+            features = layout.placed(slot, slots, image_tokens)
+            batch.image_index[index, first : first + len(features)] = features
+            batch.image_mask[index, slot : slot + layout.slots] = True
+            slot += layout.slots
         start = stop
     return placed
 
@@ -64,7 +71,7 @@ def place_row(batch: Batch, index: int, row: tuple[Segment, ...], image_tokens: 
 def erase(batch: Batch, placed: Placed) -> None:
     """Turns a placed segment into padding; the segments and slots around it stay where they are."""
     tokens = (placed.row, slice(placed.start, placed.start + len(placed.rendered.tokens)))
-    slots = (placed.row, slice(placed.first_slot, placed.first_slot + len(placed.rendered.images)))
+    slots = (placed.row, slice(placed.first_slot, placed.first_slot + placed.rendered.slots))
     for array in (batch.tokens, batch.targets, batch.loss_weights, batch.segment_ids, batch.positions):
         array[tokens] = 0
     batch.image_index[tokens] = -1

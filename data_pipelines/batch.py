@@ -26,8 +26,9 @@ class Batch(NamedTuple):
     positions: Array
     """i32[B, T]; restart at 0 in every segment."""
     images: Array
-    """u8[B, N, H, W, 3]; raw pixels, normalised inside the jitted step."""
+    """u8[B, N, H, W, 3]; raw pixels of an image or of a tile of one, normalised inside the jitted step."""
     image_mask: Array
-    """bool[B, N]; which slots hold an image."""
+    """bool[B, N]; which slots hold an image or a tile."""
     image_index: Array
-    """i32[B, T]; slot * image_tokens + feature for an image position, else -1."""
+    """i32[B, T]; slot * I + feature for an image position, where a slot makes I features; N * I for the newline at the
+    end of a row of tiles; else -1."""

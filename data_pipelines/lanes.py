@@ -17,6 +17,7 @@ from data_pipelines.record import Record
 from data_pipelines.rendered import RenderedRecord, RenderError
 from data_pipelines.source_stream import Deal, SourceStream
 from data_pipelines.sources.source import Entry, Source
+from data_pipelines.transforms.image_error import ImageError
 
 Render = Callable[[Record], RenderedRecord]
 
@@ -162,6 +163,8 @@ class Lane:
             whole = self._render(record)
         except RenderError as error:
             return Skip(error.cause, record.key, error.detail)
+        except ImageError as error:
+            return Skip(f"image_{error.cause}", record.key, error.detail)
         rendered = fit(whole, config.row_length, config.images_per_row, self._image_tokens, config.overlong)
         return rendered if isinstance(rendered, Skip) else Segment(rendered, source, entry.shard, entry.place)
 

@@ -15,9 +15,11 @@ from data_pipelines.batch import Batch
 from data_pipelines.lanes import Lane, Render, StreamConfig
 from data_pipelines.positions import LanePositions, fingerprint
 from data_pipelines.quota import Skip, SkipLog, Tally, check_quota
+from data_pipelines.rendered import RenderedRecord
 from data_pipelines.sources.source import Source
 from data_pipelines.storage import Storage
 from data_pipelines.transforms.image_error import ImageError
+from data_pipelines.transforms.tiles import TiledImages
 
 if TYPE_CHECKING:
     from jax.sharding import NamedSharding
@@ -33,9 +35,11 @@ class Preparation:
     decode: Callable[[bytes], np.ndarray]
     """Encoded image -> u8[H, W, 3]; raises `ImageError` for bytes that are no image."""
     image_tokens: int
-    """Tokens that one image takes in the decoder."""
+    """Tokens that the image of one slot takes in the decoder."""
     image_size: tuple[int, int]
-    """(H, W) in pixels of what `decode` returns."""
+    """(H, W) in pixels of a slot: of what `decode` returns, or of a tile."""
+    tiled: TiledImages | None = None
+    """Takes the place of `decode` where images are tiled, and `render` gives records with layouts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +48,7 @@ class BatchReport:
 
     records: int
     images: int
+    """Image slots that hold an image or a tile."""
     skipped: Mapping[str, int]
     """Skips by cause since the batch before."""
     padding_share: float
@@ -51,7 +56,7 @@ class BatchReport:
     supervised_share: float
     """Share of the segments' tokens that the loss covers."""
     image_slot_share: float
-    """Share of image slots that hold an image; 0 without slots."""
+    """Share of image slots that hold an image or a tile; 0 without slots."""
     keys: tuple[str, ...]
     """Keys of the records, row by row."""
 
@@ -122,7 +127,8 @@ class Loader:
         self._rows_per_lane = rows // config.lanes
         self._storage = Storage()
         opened = open_sources(config, sources, self._storage)
-        self._fingerprint = fingerprint(config, opened, preparation.image_tokens)
+        tiling = None if preparation.tiled is None else preparation.tiled.fingerprint()
+        self._fingerprint = fingerprint(config, opened, preparation.image_tokens, tiling)
         self._lanes = _own_lanes(sharding, rows, config.lanes)
         saved = self._saved_lanes(position)
         self._streams = [
@@ -229,16 +235,27 @@ class Loader:
         bad: list[tuple[int, ImageError]] = []
         for number in chunk:
             part = placed[number]
+            slot = part.first_slot
             try:
-                for offset, image in enumerate(part.rendered.images):
-                    pixels = self._preparation.decode(self._storage.read_range(image.source))
-                    target = images[part.row, part.first_slot + offset]
+                for image in range(len(part.rendered.images)):
+                    pixels = self._pixels(part.rendered, image)
+                    target = images[part.row, slot : slot + len(pixels)]
                     if pixels.shape != target.shape:
-                        raise ValueError(f"{part.rendered.key} decoded to {pixels.shape}; the slot is {target.shape}")
+                        raise ValueError(
+                            f"{part.rendered.key} decoded to {pixels.shape[1:]}; the slot is {target.shape[1:]}"
+                        )
                     target[...] = pixels
+                    slot += len(pixels)
             except ImageError as error:
                 bad.append((number, error))
         return bad
+
+    def _pixels(self, rendered: RenderedRecord, image: int) -> np.ndarray:
+        """The pixels of a record's image: u8[S, H, W, 3], as many as it takes slots."""
+        data = self._storage.read_range(rendered.images[image].source)
+        if self._preparation.tiled is None:
+            return self._preparation.decode(data)[None]
+        return self._preparation.tiled.decode(data, rendered.layouts[image])
 
     def _finish(self, job: _Job) -> LoadedBatch:
         """Waits for the pixels, blanks segments whose image is bad, counts, and places the arrays."""

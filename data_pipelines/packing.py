@@ -1,4 +1,4 @@
-"""Packs segments into rows of fixed length by their token counts and images, before any image is decoded."""
+"""Packs segments into rows of fixed length by their token counts and image slots, before any image is decoded."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -28,7 +28,8 @@ class Segment:
 
     @property
     def images(self) -> int:
-        return len(self.rendered.images)
+        """Image slots that it takes."""
+        return self.rendered.slots
 
 
 class Packer:
@@ -91,7 +92,7 @@ def fullest(sizes: Sequence[tuple[int, int]], row_length: int, images_per_row: i
     order and no further than an exact fill needs, so that old ones go first and the cost stays low.
 
     Args:
-        sizes: (tokens, images) of each segment; the first must fit an empty row.
+        sizes: (tokens, image slots) of each segment; the first must fit an empty row.
         row_length: tokens of a row.
         images_per_row: image slots of a row.
     """
@@ -122,13 +123,18 @@ def fit(
 
     With `overlong` "cut" the text behind the last image is cut at the row's end, if a supervised token is left before
     it; an image's tokens are never cut.
+
+    Args:
+        image_tokens: of an image that has no layout of its own.
     """
-    if len(rendered.images) > images_per_row:
-        detail = f"{len(rendered.images)} images where a row has {images_per_row}"
+    if rendered.slots > images_per_row:
+        tiles = f" of {rendered.slots} tiles" if rendered.layouts else ""
+        detail = f"{len(rendered.images)} images{tiles} where a row has {images_per_row}"
         return Skip("too_many_images", rendered.key, detail)
     length = len(rendered.tokens)
     if length > row_length:
-        images_end = rendered.image_starts[-1] + image_tokens if rendered.image_starts else 0
+        last_image = len(rendered.layouts[-1].index) if rendered.layouts else image_tokens
+        images_end = rendered.image_starts[-1] + last_image if rendered.image_starts else 0
         if overlong == "drop" or images_end > row_length or not rendered.supervised[1:row_length].any():
             return Skip("too_long", rendered.key, f"{length} tokens where a row has {row_length}")
         rendered = replace(rendered, tokens=rendered.tokens[:row_length], supervised=rendered.supervised[:row_length])

@@ -61,13 +61,20 @@ class LanePositions:
             )
 
 
-def fingerprint(config: StreamConfig, sources: Mapping[str, Source], image_tokens: int) -> dict[str, Any]:
-    """Returns what must not change between a run and its continuation."""
-    return {
+def fingerprint(
+    config: StreamConfig, sources: Mapping[str, Source], image_tokens: int, tiling: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Returns what must not change between a run and its continuation.
+
+    Args:
+        tiling: what tiled images are laid out by, as JSON; None: they are not tiled.
+    """
+    described = {
         "stream": config.model_dump(mode="json", exclude=set(_FREE)),
         "image_tokens": image_tokens,
         "sources": {name: sources[name].fingerprint() for name in config.weights},
     }
+    return described if tiling is None else described | {"tiling": tiling}
 
 
 def gather_positions(position: LanePositions) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from data_pipelines.record import ImagePart, Part, Record, TextPart, Turn
-from data_pipelines.rendered import RenderedRecord, RenderError
+from data_pipelines.rendered import ImageLayout, LayoutOf, RenderedRecord, RenderError
 from data_pipelines.tokenizer import IMAGE_TOKEN, TokenBoundaryError, Tokenizer
 from data_pipelines.transforms.templates import TEMPLATES, AnswerFormat, ChatTemplate, Piece, Special
 
@@ -29,21 +29,27 @@ class _Span:
     """Whether an assistant's content begins here, so that a prompt may end before it."""
 
 
-def render(record: Record, template: ChatTemplate, tokenizer: Tokenizer, image_tokens: int) -> RenderedRecord:
+def render(
+    record: Record, template: ChatTemplate, tokenizer: Tokenizer, image_tokens: int | LayoutOf
+) -> RenderedRecord:
     """Builds a record's token ids and what is supervised: contents of learned assistant turns and their end of turn.
 
     Args:
-        image_tokens: how many tokens an image takes (`mllm_jax.models.multimodal.image_tokens`).
+        image_tokens: how many tokens an image takes (`mllm_jax.models.multimodal.image_tokens`), or what lays images
+            out for a model that takes as many as an image's size asks for.
 
     Raises:
         ValueError: the tokenizer lacks a special token of the template.
         RenderError: this record has a turn out of place, or the tokenizer joins an answer's beginning with the text
             before it into one token.
+        ImageError: an image that cannot be laid out.
     """
     return _assemble(record.key, list(_spans(record.turns, template)), tokenizer, image_tokens)
 
 
-def render_prompt(record: Record, template: ChatTemplate, tokenizer: Tokenizer, image_tokens: int) -> RenderedRecord:
+def render_prompt(
+    record: Record, template: ChatTemplate, tokenizer: Tokenizer, image_tokens: int | LayoutOf
+) -> RenderedRecord:
     """Builds the ids up to where the assistant begins: an exact prefix of what `render` makes of the answered record.
 
     If the record ends with an assistant turn, that turn is the one to be generated. Arguments and errors as `render`.
@@ -153,10 +159,11 @@ def _with_starts(spans: Sequence[_Span], tokenizer: Tokenizer) -> Iterator[tuple
         previous = span
 
 
-def _assemble(key: str, spans: Sequence[_Span], tokenizer: Tokenizer, image_tokens: int) -> RenderedRecord:
+def _assemble(key: str, spans: Sequence[_Span], tokenizer: Tokenizer, image_tokens: int | LayoutOf) -> RenderedRecord:
     tokens: list[int] = []
     supervised: list[bool] = []
     image_starts: list[int] = []
+    layouts: list[ImageLayout] = []
     run: list[_Span] = []
     run_starts = False
 
@@ -182,12 +189,16 @@ def _assemble(key: str, spans: Sequence[_Span], tokenizer: Tokenizer, image_toke
         finish_run()
         if isinstance(span.value, ImagePart):
             image_starts.append(len(tokens))
-            add([tokenizer.image_id] * image_tokens, False)
+            if callable(image_tokens):
+                layouts.append(image_tokens(span.value))
+            count = len(layouts[-1].index) if callable(image_tokens) else image_tokens
+            add([tokenizer.image_id] * count, False)
         else:
             add([_special_id(span.value, tokenizer)], span.supervised)
     finish_run()
     images = tuple(span.value for span in spans if isinstance(span.value, ImagePart))
-    return RenderedRecord(key, np.array(tokens, np.int32), np.array(supervised, bool), tuple(image_starts), images)
+    arrays = np.array(tokens, np.int32), np.array(supervised, bool)
+    return RenderedRecord(key, *arrays, tuple(image_starts), images, tuple(layouts))
 
 
 def _joined(run: Sequence[_Span]) -> list[tuple[str, bool]]:

@@ -1,5 +1,7 @@
 """Tiled images read where they are: laid out by their headers when rows are packed, cut when pixels are wanted."""
 
+from typing import Any
+
 import numpy as np
 from PIL import Image
 
@@ -27,6 +29,15 @@ class TiledImages:
         self._transform = transform
         self._features = features
         self._storage = storage
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What layouts depend on besides the images, as JSON."""
+        return {
+            "grids": [list(grid) for grid in self.config.choices],
+            **self.config.model_dump(mode="json", include={"base", "newline", "unpad"}),
+            "tile": list(self._transform.size),
+            "features": list(self._features),
+        }
 
     def layout(self, image: ImagePart) -> ImageLayout:
         """Lays an image out by its header, which alone is read.
