@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from beartype import beartype
 from jaxtyping import Array, Bool, Float, Float32, Int, UInt8, jaxtyped
+from pydantic import model_validator
 
 from data_pipelines.config_class import Config
 from mllm_jax.models.connectors.choice import ConnectorConfig, make_connector
@@ -19,6 +20,11 @@ class MultimodalConfig(Config):
     encoder: ViTConfig
     connector: ConnectorConfig = MLPConfig()
     decoder: DecoderConfig
+
+    @model_validator(mode="after")
+    def _connectable(self) -> "MultimodalConfig":
+        image_tokens(self)  # Raises where the encoder's patches do not suit the connector.
+        return self
 
 
 def image_tokens(config: MultimodalConfig) -> int:

@@ -5,20 +5,32 @@ from typing import Annotated, Any
 import flax.linen as nn
 from pydantic import Field
 
+from mllm_jax.models.connectors.average_pool import AveragePoolConfig, AveragePoolConnector
+from mllm_jax.models.connectors.convolution import ConvolutionConfig, ConvolutionConnector
 from mllm_jax.models.connectors.features import FeatureGrid
 from mllm_jax.models.connectors.linear import LinearConfig
 from mllm_jax.models.connectors.mlp import MLPConfig, MLPConnector
 from mllm_jax.models.connectors.perceiver import PerceiverConfig, PerceiverConnector
+from mllm_jax.models.connectors.pixel_shuffle import PixelShuffleConfig, PixelShuffleConnector
 from mllm_jax.models.connectors.q_former import QFormerConfig, QFormerConnector
 
 ConnectorConfig = Annotated[
-    LinearConfig | MLPConfig | PerceiverConfig | QFormerConfig,
+    LinearConfig
+    | MLPConfig
+    | PixelShuffleConfig
+    | AveragePoolConfig
+    | ConvolutionConfig
+    | PerceiverConfig
+    | QFormerConfig,
     Field(discriminator="kind"),
 ]
 
 CONNECTORS: dict[str, type[nn.Module]] = {
     "linear": MLPConnector,
     "mlp": MLPConnector,
+    "pixel_shuffle": PixelShuffleConnector,
+    "average_pool": AveragePoolConnector,
+    "convolution": ConvolutionConnector,
     "perceiver": PerceiverConnector,
     "q_former": QFormerConnector,
 }
