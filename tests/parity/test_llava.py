@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -15,13 +14,12 @@ from safetensors.torch import load_file, save_file
 from mllm_jax.interop.families.choice import family_of_config, family_of_folder
 from mllm_jax.interop.families.family import FamilyError
 from mllm_jax.models.connectors.linear import LinearConfig
-from mllm_jax.models.multimodal import Multimodal, MultimodalConfig, image_tokens
+from mllm_jax.models.multimodal import image_tokens
 from mllm_jax.models.vit import FeatureConfig
 from tests.support.hugging_face_folders import randomise
 from tests.support.parity import (
-    assert_close,
     assert_loads_whole,
-    drawn_images,
+    assert_same_logits,
     read_config,
     read_parameters,
     stored_names,
@@ -63,33 +61,11 @@ def llava(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return folder, make(folder, request.param, tie_word_embeddings=request.param == "dinov2")
 
 
-def image_places(config: MultimodalConfig, rows: int) -> np.ndarray:
-    """Two images a row, at other places in every row."""
-    length = image_tokens(config)
-    index = np.full((rows, 2 * length + 12), -1, np.int32)
-    for row in range(rows):
-        for slot in range(2):
-            start = 2 + row + slot * (length + 3)
-            index[row, start : start + length] = slot * length + np.arange(length)
-    return index
-
-
-def assert_same_logits(config: MultimodalConfig, parameters: dict, model: torch.nn.Module) -> None:
-    index = image_places(config, rows=2)
-    tokens = np.where(index < 0, np.random.default_rng(0).integers(0, IMAGE, index.shape), IMAGE)
-    pixels, normalised = drawn_images(config.encoder, 4)
-    positions = np.broadcast_to(np.arange(index.shape[1]), index.shape)
-    images = pixels.reshape(2, 2, *pixels.shape[1:])
-    arrays = tokens, np.ones_like(tokens), positions, images, np.ones((2, 2), bool), index
-    ours = jax.jit(Multimodal(config).apply)({"params": parameters}, *map(jnp.asarray, arrays))
-    assert_close(ours, model(torch.tensor(tokens), normalised).logits)
-
-
 @pytest.mark.parametrize("scan", [True, False])
 def test_logits_with_images(llava: tuple[Path, torch.nn.Module], scan: bool) -> None:
     folder, model = llava
     config = read_config(folder, scan)
-    assert_same_logits(config, read_parameters(folder, config), model)
+    assert_same_logits(config, read_parameters(folder, config), model, IMAGE)
 
 
 @pytest.mark.parametrize("scan", [True, False])
@@ -108,7 +84,7 @@ def test_layer_and_strategy_are_taken_from_the_config(tmp_path: Path) -> None:
     model = make(tmp_path, "clip", vision_feature_layer=-1, vision_feature_select_strategy="full")
     config = read_config(tmp_path)
     assert config.encoder.features == FeatureConfig(layer=-1, keep_class_token=True)
-    assert_same_logits(config, read_parameters(tmp_path, config), model)
+    assert_same_logits(config, read_parameters(tmp_path, config), model, IMAGE)
 
 
 def test_names_as_transformers_5_holds_them_are_read_too(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import torch
 from safetensors import safe_open
@@ -11,6 +13,7 @@ from safetensors import safe_open
 from mllm_jax.interop.families.choice import family_of_config, family_of_folder
 from mllm_jax.interop.weights import load, save
 from mllm_jax.models.layers.stack import StackConfig
+from mllm_jax.models.multimodal import Multimodal, MultimodalConfig, image_tokens
 from mllm_jax.models.parameters import ModelConfig, Parameters, abstract_parameters
 from mllm_jax.models.vit import ViTConfig
 
@@ -73,3 +76,26 @@ def drawn_images(config: ViTConfig, count: int) -> tuple[np.ndarray, torch.Tenso
     pixels = np.random.default_rng(1).integers(0, 256, (count, *config.image_size, 3), dtype=np.uint8)
     normalised = (pixels / 255.0 - np.array(config.pixel_mean)) / np.array(config.pixel_std)
     return pixels, torch.tensor(normalised.transpose(0, 3, 1, 2), dtype=torch.float32)
+
+
+def image_places(config: MultimodalConfig, rows: int) -> np.ndarray:
+    """`image_index` of two images a row, at other places in every row."""
+    length = image_tokens(config)
+    index = np.full((rows, 2 * length + 12), -1, np.int32)
+    for row in range(rows):
+        for slot in range(2):
+            start = 2 + row + slot * (length + 3)
+            index[row, start : start + length] = slot * length + np.arange(length)
+    return index
+
+
+def assert_same_logits(config: MultimodalConfig, parameters: Parameters, model: Any, image_token: int) -> None:
+    """Two rows of text with two images each, through our model and through theirs."""
+    index = image_places(config, rows=2)
+    tokens = np.where(index < 0, np.random.default_rng(0).integers(0, image_token, index.shape), image_token)
+    pixels, normalised = drawn_images(config.encoder, 4)
+    positions = np.broadcast_to(np.arange(index.shape[1]), index.shape)
+    images = pixels.reshape(2, 2, *pixels.shape[1:])
+    arrays = tokens, np.ones_like(tokens), positions, images, np.ones((2, 2), bool), index
+    ours = jax.jit(Multimodal(config).apply)({"params": parameters}, *map(jnp.asarray, arrays))
+    assert_close(ours, model(input_ids=torch.tensor(tokens), pixel_values=normalised).logits)
