@@ -3,7 +3,7 @@
 import queue
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -44,7 +44,11 @@ class Preparation:
 
 @dataclass(frozen=True, slots=True)
 class BatchReport:
-    """What one batch holds, of the rows of this process."""
+    """What one batch holds, of the rows of this process.
+
+    A row that several processes build is counted by one of them, so that sums over all processes are those of the
+    global batch.
+    """
 
     records: int
     images: int
@@ -52,7 +56,7 @@ class BatchReport:
     skipped: Mapping[str, int]
     """Skips by cause since the batch before."""
     padding_share: float
-    """Share of token places without a segment."""
+    """Share of token places without a segment; this and the other shares are of all rows of this process."""
     supervised_share: float
     """Share of the segments' tokens that the loss covers."""
     image_slot_share: float
@@ -79,7 +83,8 @@ class _Job:
     decoded: list[Future[list[tuple[int, ImageError]]]]
     states: dict[int, dict[str, Any]]
     tallies: list[Tally]
-    skips: list[Skip]
+    skips: list[tuple[int, Skip]]
+    """With their lanes."""
 
 
 class Loader:
@@ -129,7 +134,7 @@ class Loader:
         opened = open_sources(config, sources, self._storage)
         tiling = None if preparation.tiled is None else preparation.tiled.fingerprint()
         self._fingerprint = fingerprint(config, opened, preparation.image_tokens, tiling)
-        self._lanes = _own_lanes(sharding, rows, config.lanes)
+        self._lanes, self._counted = _own_lanes(sharding, rows, config.lanes)
         saved = self._saved_lanes(position)
         self._streams = [
             Lane(lane, config, opened, preparation.render, preparation.image_tokens, saved.get(lane, {}).get("lane"))
@@ -216,12 +221,12 @@ class Loader:
         rows = len(self._lanes) * self._rows_per_lane
         batch = empty_batch(rows, config.row_length, config.images_per_row, preparation.image_size)
         placed: list[Placed] = []
-        skips: list[Skip] = []
-        for order, stream in enumerate(self._streams):
+        skips: list[tuple[int, Skip]] = []
+        for order, (lane, stream) in enumerate(zip(self._lanes, self._streams, strict=True)):
             for turn in range(self._rows_per_lane):
                 index = order * self._rows_per_lane + turn
                 placed += place_row(batch, index, stream.next_row(), preparation.image_tokens)
-            skips += stream.take_skips()
+            skips += [(lane, skip) for skip in stream.take_skips()]
         pixels = [number for number, part in enumerate(placed) if part.rendered.images]
         size = max(1, -(-len(pixels) // self._tasks))
         chunks = [pixels[first : first + size] for first in range(0, len(pixels), size)]
@@ -264,9 +269,10 @@ class Loader:
             placed = job.placed[number]
             erase(job.batch, placed)
             cause = f"image_{error.cause}"
-            self._undecodable[placed.row // self._rows_per_lane].skipped[cause] += 1
-            job.skips.append(Skip(cause, placed.rendered.key, error.detail))
-        for skip in job.skips:
+            order = placed.row // self._rows_per_lane
+            self._undecodable[order].skipped[cause] += 1
+            job.skips.append((self._lanes[order], Skip(cause, placed.rendered.key, error.detail)))
+        for _, skip in job.skips:
             self._log.note(skip)
         check_quota([*job.tallies, *self._undecodable], self._config.skip_quota, self._config.unfit_quota)
         lanes = {
@@ -274,14 +280,28 @@ class Loader:
             for lane, tally in zip(self._lanes, self._undecodable, strict=True)
         }
         lost = {number for number, _ in bad}
-        kept = [placed.rendered for number, placed in enumerate(job.placed) if number not in lost]
-        report = _report(job.batch, kept, job.skips)
+        kept = [placed for number, placed in enumerate(job.placed) if number not in lost]
+        report = self._report(job.batch, kept, job.skips)
         batch = job.batch
         if self._sharding is not None:
             from data_pipelines.placement import global_batch
 
             batch = global_batch(batch, self._sharding, self._rows, self._lanes, self._rows_per_lane)
         return LoadedBatch(batch, LanePositions(self._fingerprint, lanes), report)
+
+    def _report(self, batch: Batch, kept: list[Placed], skips: list[tuple[int, Skip]]) -> BatchReport:
+        filled = int(np.count_nonzero(batch.segment_ids))
+        counts = np.repeat([lane in self._counted for lane in self._lanes], self._rows_per_lane)
+        keys = tuple(placed.rendered.key for placed in kept if counts[placed.row])
+        return BatchReport(
+            records=len(keys),
+            images=int(np.count_nonzero(batch.image_mask[counts])),
+            skipped=dict(Counter(skip.cause for lane, skip in skips if lane in self._counted)),
+            padding_share=1 - filled / batch.segment_ids.size,
+            supervised_share=int(np.count_nonzero(batch.loss_weights)) / max(1, filled),
+            image_slot_share=int(np.count_nonzero(batch.image_mask)) / max(1, batch.image_mask.size),
+            keys=keys,
+        )
 
 
 def open_sources(config: StreamConfig, sources: Mapping[str, Any], storage: Storage) -> dict[str, Source]:
@@ -296,23 +316,10 @@ def open_sources(config: StreamConfig, sources: Mapping[str, Any], storage: Stor
     return {name: sources[name].open(storage) for name in config.weights}
 
 
-def _own_lanes(sharding: "NamedSharding | None", rows: int, lanes: int) -> tuple[int, ...]:
+def _own_lanes(sharding: "NamedSharding | None", rows: int, lanes: int) -> tuple[tuple[int, ...], Collection[int]]:
+    """The lanes that this process builds, and those among them that it counts."""
     if sharding is None:
-        return tuple(range(lanes))
-    from data_pipelines.placement import process_lanes
+        return tuple(range(lanes)), range(lanes)
+    from data_pipelines.placement import counted_lanes, process_lanes
 
-    return process_lanes(sharding, rows, lanes)
-
-
-def _report(batch: Batch, kept: list[Any], skips: list[Skip]) -> BatchReport:
-    filled = int(np.count_nonzero(batch.segment_ids))
-    images = int(np.count_nonzero(batch.image_mask))
-    return BatchReport(
-        records=len(kept),
-        images=images,
-        skipped=dict(Counter(skip.cause for skip in skips)),
-        padding_share=1 - filled / batch.segment_ids.size,
-        supervised_share=int(np.count_nonzero(batch.loss_weights)) / max(1, filled),
-        image_slot_share=images / max(1, batch.image_mask.size),
-        keys=tuple(rendered.key for rendered in kept),
-    )
+    return process_lanes(sharding, rows, lanes), counted_lanes(sharding, rows, lanes)

@@ -1,5 +1,6 @@
 """Which rows a process builds, and how its rows become global arrays."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -19,9 +20,26 @@ def process_lanes(sharding: NamedSharding, rows: int, lanes: int) -> tuple[int, 
         rows: B of the global batch.
         lanes: of the stream; row r belongs to lane r // (rows / lanes).
     """
-    indices = _rows_only(sharding).addressable_devices_indices_map((rows,))
-    spans = [index[0].indices(rows) for index in indices.values() if index is not None]
-    return tuple(sorted({row // (rows // lanes) for start, stop, _ in spans for row in range(start, stop)}))
+    return tuple(sorted(_lanes_of_processes(sharding, rows, lanes)[jax.process_index()]))
+
+
+def counted_lanes(sharding: NamedSharding, rows: int, lanes: int) -> frozenset[int]:
+    """Returns the lanes of this process that no process with a smaller index builds too.
+
+    Over all processes, each lane is counted once. Arguments as for `process_lanes`.
+    """
+    built = _lanes_of_processes(sharding, rows, lanes)
+    earlier = (built[process] for process in built if process < jax.process_index())
+    return frozenset(built[jax.process_index()].difference(*earlier))
+
+
+def _lanes_of_processes(sharding: NamedSharding, rows: int, lanes: int) -> dict[int, set[int]]:
+    built: dict[int, set[int]] = {jax.process_index(): set()}
+    placed: Mapping[Any, Any] = _rows_only(sharding).devices_indices_map((rows,))
+    for device, index in placed.items():
+        start, stop, _ = index[0].indices(rows)
+        built.setdefault(device.process_index, set()).update(row // (rows // lanes) for row in range(start, stop))
+    return built
 
 
 def global_batch(local: Batch, sharding: NamedSharding, rows: int, lanes: tuple[int, ...], rows_per_lane: int) -> Batch:

@@ -5,8 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
+from data_pipelines.gathering import gather_json
 from data_pipelines.lanes import StreamConfig
 from data_pipelines.sources.source import Source
 
@@ -82,19 +81,9 @@ def gather_positions(position: LanePositions) -> dict[str, Any]:
 
     A collective: every process calls it with its own position after the same batch.
     """
-    import jax
-    from jax.experimental import multihost_utils
-
-    if jax.process_count() == 1:
-        return position.to_json()
-    data = np.frombuffer(json.dumps(position.to_json()).encode(), np.uint8)
-    lengths = np.asarray(multihost_utils.process_allgather(np.array([len(data)], np.int32))).reshape(-1)
-    padded = np.zeros(int(lengths.max()), np.uint8)
-    padded[: len(data)] = data
-    gathered = np.asarray(multihost_utils.process_allgather(padded)).reshape(len(lengths), -1)
     lanes: dict[int, dict[str, Any]] = {}
-    for line, length in zip(gathered, lengths, strict=True):
-        lanes.update(LanePositions.from_json(json.loads(line[:length].tobytes())).lanes)
+    for gathered in gather_json(position.to_json()):
+        lanes.update(LanePositions.from_json(gathered).lanes)
     return LanePositions(position.fingerprint, lanes).to_json()
 
 

@@ -24,6 +24,7 @@ from mllm_jax.models.parameters import init_parameters
 from mllm_jax.parallel.mesh import make_mesh
 from mllm_jax.parallel.processes import is_first_process, start_processes
 from mllm_jax.parallel.rules import ParameterTree
+from mllm_jax.parallel.watch import leaving_at_once, watching_others
 from mllm_jax.run_file import RunFileError
 from mllm_jax.training.ingredients import FeedRequest, Ingredients
 from mllm_jax.training.plan import Run
@@ -36,9 +37,16 @@ LOGGER = logging.getLogger("mllm_jax")
 
 def train(config: RunConfig) -> int:
     """Runs the stages of a run; returns the process's exit code."""
-    start_processes()
+    processes = config.processes
+    start_processes(timeout_seconds=processes.join_seconds, lost_seconds=processes.lost_seconds)
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
     LOGGER.setLevel(logging.INFO)
+    with watching_others(), leaving_at_once():
+        outcome = _run(config)
+    return STOPPED_EXIT_CODE if outcome is Outcome.STOPPED else 0
+
+
+def _run(config: RunConfig) -> Outcome:
     folder = Path(config.output)
     run = Run(
         folder=folder,
@@ -50,8 +58,7 @@ def train(config: RunConfig) -> int:
     )
     if is_first_process():
         write_whole(folder / "run.yaml", resolved_yaml(config))
-    outcome = run_stages(config.stages, run)
-    return STOPPED_EXIT_CODE if outcome is Outcome.STOPPED else 0
+    return run_stages(config.stages, run)
 
 
 def make_ingredients(config: RunConfig) -> Ingredients:

@@ -18,6 +18,7 @@ from mllm_jax.config_errors import sentences, suggest
 from mllm_jax.interop.hub import local_folder
 from mllm_jax.model_choice import ModelChoice, complete_architectures
 from mllm_jax.parallel.mesh import MeshConfig
+from mllm_jax.parallel.processes import ProcessConfig
 from mllm_jax.run_file import KeyPath, RunFileError, format_key, read_run_file
 from mllm_jax.training.metrics import LoggingConfig
 from mllm_jax.training.stages import StageConfig
@@ -50,6 +51,7 @@ class RunConfig(Config):
     data: DataConfig
     stages: tuple[StageConfig, ...] = Field(min_length=1)
     parallel: MeshConfig = MeshConfig()
+    processes: ProcessConfig = ProcessConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     logging: LoggingConfig = LoggingConfig()
 

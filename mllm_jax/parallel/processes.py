@@ -8,6 +8,9 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import jax
+from pydantic import Field
+
+from data_pipelines.config_class import Config
 
 COORDINATOR = "MLLM_COORDINATOR"
 PROCESSES = "MLLM_PROCESSES"
@@ -23,6 +26,16 @@ _WHAT_TO_CHECK = (
     "Check that every process runs, that all agree on the coordinator and on the number of processes, and that the "
     "coordinator's port is free and reachable."
 )
+
+
+class ProcessConfig(Config):
+    """How long processes that train together wait for one another."""
+
+    join_seconds: int = Field(default=300, gt=0)
+    """At the start, for all of them to appear."""
+    lost_seconds: int = Field(default=100, gt=0)
+    """Without a heartbeat of a process (its machine or its network is down), after which all the others end. A process
+    that dies on a machine that lives is noticed at once."""
 
 
 class ProcessGroup(NamedTuple):
@@ -82,12 +95,14 @@ def is_cluster(environment: Mapping[str, str]) -> bool:
     return several_tasks or several_hosts or any(environment.get(name) for name in _PRESENCE_VARIABLES)
 
 
-def start_processes(environment: Mapping[str, str] | None = None, *, timeout_seconds: int = 300) -> None:
+def start_processes(
+    environment: Mapping[str, str] | None = None, *, timeout_seconds: int = 300, lost_seconds: int = 100
+) -> None:
     """Joins this process with the others of the job; call once, before anything touches a device.
 
     Explicit variables come first (`MLLM_COORDINATOR`, `MLLM_PROCESSES`, `MLLM_PROCESS_ID`), then what
     `jax.distributed` finds out itself (TPU pods, GKE, Slurm, Open MPI); else the process stays alone. When the others
-    do not appear within the time limit, the process says so and ends.
+    do not appear within the time limit, the process says so and ends. See `ProcessConfig` for the two times.
 
     Raises:
         ProcessStartError: the variables are wrong, or the cluster's are not understood.
@@ -100,14 +115,14 @@ def start_processes(environment: Mapping[str, str] | None = None, *, timeout_sec
     place = "the cluster that was detected" if group is None else f"{group.coordinator} as process {group.process_id}"
     try:
         with _time_limit(timeout_seconds, place):
-            _initialize(group, timeout_seconds + _GRACE_SECONDS)
+            _initialize(group, timeout_seconds + _GRACE_SECONDS, lost_seconds)
     except (RuntimeError, ValueError) as error:
         raise ProcessStartError(f"Could not join {place}: {error}. {_WHAT_TO_CHECK}") from error
 
 
-def _initialize(group: ProcessGroup | None, timeout_seconds: int) -> None:
+def _initialize(group: ProcessGroup | None, timeout_seconds: int, lost_seconds: int) -> None:
     if group is None:
-        jax.distributed.initialize(initialization_timeout=timeout_seconds)
+        jax.distributed.initialize(initialization_timeout=timeout_seconds, heartbeat_timeout_seconds=lost_seconds)
         return
     jax.distributed.initialize(
         coordinator_address=group.coordinator,
@@ -115,6 +130,7 @@ def _initialize(group: ProcessGroup | None, timeout_seconds: int) -> None:
         process_id=group.process_id,
         cluster_detection_method="deactivate",
         initialization_timeout=timeout_seconds,
+        heartbeat_timeout_seconds=lost_seconds,
     )
 
 

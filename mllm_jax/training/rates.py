@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import jax
 
+from data_pipelines.gathering import gather_json
 from data_pipelines.loader import BatchReport
 from mllm_jax.training.flops import StepCost
 from mllm_jax.training.step import Metrics
@@ -19,7 +20,8 @@ _COUNTS = ("tokens", "supervised_tokens", "images", "token_places", "attended")
 class RateMeter:
     """Counts tokens, images and time between reports.
 
-    Tokens and images are those of the global batch; records and skipped records are those that this process read.
+    All counts are those of the global batch. Records and skipped records are known to the process that read them only,
+    and are added up over processes when a report is made: every process must ask for the same reports.
 
     It waits for each step's metrics only when the next step is already running, so the device never waits for the
     host and the host never runs more than one step ahead.
@@ -82,6 +84,7 @@ class RateMeter:
         values: dict[str, float] = {
             name: float(value) for name, value in jax.device_get(metrics).items() if name not in _COUNTS
         }
+        records, skipped = self._read_by_all()
         totals, seconds = self._totals, max(self._clock() - self._since - self._excluded, 1e-9)
         places = max(totals["token_places"], 1.0)
         flops = self._cost.flops(totals["tokens"], totals["images"], totals["attended"]) / seconds
@@ -92,13 +95,21 @@ class RateMeter:
             "tokens_per_second": totals["tokens"] / seconds,
             "model_flops_per_second": flops,
             "seconds_per_step": seconds / max(self._steps, 1),
-            "records": self._records,
-            "skipped_records": self._skipped.total(),
+            "records": records,
+            "skipped_records": skipped.total(),
             "data_wait_seconds": self._waited,
             "data_wait_share": min(self._waited / seconds, 1.0),
         }
-        values |= {f"skipped_{cause}": count for cause, count in sorted(self._skipped.items())}
+        values |= {f"skipped_{cause}": count for cause, count in sorted(skipped.items())}
         if self._peak is not None:
             values["mfu"] = flops / self._peak
         self._restart()
         return values
+
+    def _read_by_all(self) -> tuple[int, Counter[str]]:
+        """Records, and skipped records by cause, of all processes since the last report."""
+        gathered = gather_json({"records": self._records, "skipped": self._skipped})
+        skipped = Counter[str]()
+        for one in gathered:
+            skipped.update(one["skipped"])
+        return sum(one["records"] for one in gathered), skipped

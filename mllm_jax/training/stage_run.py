@@ -16,6 +16,7 @@ from mllm_jax.checkpoint.layout import mark_done
 from mllm_jax.checkpoint.reading import last_stored_step, read_frozen, read_trained
 from mllm_jax.parallel.processes import is_first_process
 from mllm_jax.parallel.rules import ParameterTree, batch_sharding
+from mllm_jax.parallel.watch import leaving_at_once
 from mllm_jax.training.evaluation import held_out_loss
 from mllm_jax.training.flops import mesh_peak, step_cost
 from mllm_jax.training.ingredients import FeedRequest, Json
@@ -41,6 +42,8 @@ def train_stage(stage: Stage, earlier: Sequence[Stage], run: Run, stop: StopRequ
     """
     with contextlib.ExitStack() as exits:
         checkpointer = exits.enter_context(contextlib.closing(Checkpointer(stage.folder, run.checkpoint.keep)))
+        # Inside of the checkpointer, whose closing waits for the other processes.
+        exits.enter_context(leaving_at_once())
         state, start, position = _begin(stage, earlier, run, checkpointer)
         _announce(stage, start, run)
         progress = make_progress(run.console, stage.config.name, start, stage.config.steps)

@@ -21,6 +21,7 @@ from mllm_jax.models.vit import FeatureConfig, ViTConfig
 from mllm_jax.parallel.mesh import MeshConfig, make_mesh
 from mllm_jax.parallel.processes import start_processes
 from mllm_jax.parallel.rules import ParameterTree
+from mllm_jax.parallel.watch import leaving_at_once, watching_others
 from mllm_jax.training.ingredients import FeedRequest, Ingredients
 from mllm_jax.training.metrics import LoggingConfig
 from mllm_jax.training.plan import Run
@@ -128,12 +129,14 @@ def tiny_stages(steps: int = 6) -> tuple[StageConfig, ...]:
     return align, instruct
 
 
-def tiny_run(folder: Path, mesh=None, precision: PrecisionConfig = FLOAT32, console=None, feed=TinyFeed) -> Run:
+def tiny_run(
+    folder: Path, mesh=None, precision: PrecisionConfig = FLOAT32, console=None, feed=TinyFeed, model=MODEL
+) -> Run:
     """A run of the tiny model that logs every step and saves every second one."""
     return Run(
         folder=folder,
         ingredients=Ingredients(
-            model=MODEL,
+            model=model,
             precision=precision,
             initial_parameters=initial_parameters,
             open_feed=feed,
@@ -155,7 +158,8 @@ def main(folder: str, steps: str, mesh: str, stages: str) -> int:
     data, fsdp, tensor = map(int, mesh.split(","))
     console = Console() if jax.process_index() == 0 else None
     run = tiny_run(Path(folder), make_mesh(MeshConfig(data=data, fsdp=fsdp, tensor=tensor)), console=console)
-    outcome = run_stages(tiny_stages(int(steps))[: int(stages)], run)
+    with watching_others(), leaving_at_once():
+        outcome = run_stages(tiny_stages(int(steps))[: int(stages)], run)
     print(outcome.value, flush=True)
     return STOPPED_EXIT_CODE if outcome is Outcome.STOPPED else 0
 
