@@ -1,18 +1,18 @@
 """Records rendered by a chat template: token ids and loss mask are built together, span by span.
 
-Contents are stripped of surrounding white space. The parts of a turn are joined by a newline, so that an image before a
-question gives `<image>\\nWhat is this?` as LLaVA writes it.
+Contents are stripped of surrounding white space. The parts of a turn are joined by the template's separator: a newline
+between an image and a question gives `<image>\\nWhat is this?` as LLaVA writes it.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from data_pipelines.record import ImagePart, Part, Record, TextPart, Turn
 from data_pipelines.rendered import ImageLayout, LayoutOf, RenderedRecord, RenderError
 from data_pipelines.tokenizer import IMAGE_TOKEN, TokenBoundaryError, Tokenizer
-from data_pipelines.transforms.templates import TEMPLATES, AnswerFormat, ChatTemplate, Piece, Special
+from data_pipelines.transforms.templates import TEMPLATES, ChatTemplate, Piece, Special
 
 __all__ = ["TEMPLATES", "ChatTemplate", "render", "render_prompt", "required_tokens", "stop_ids", "written"]
 
@@ -27,6 +27,8 @@ class _Span:
     """Whether the text is the template's or the system's, which gets a space where it follows the start token."""
     opens_answer: bool = False
     """Whether an assistant's content begins here, so that a prompt may end before it."""
+    of_image: bool = False
+    """Whether it is an image or stands around one, so that it is never learned."""
 
 
 def render(
@@ -73,6 +75,7 @@ def required_tokens(template: ChatTemplate, tokenizer: Tokenizer) -> tuple[str, 
     answer = template.assistant
     formats = [template.user, *([template.system] if template.system else [])]
     pieces = [*template.start, *answer.before, *answer.end, *answer.after]
+    pieces += [*template.image.before, *template.image.after]
     pieces += [piece for turn in formats for piece in (*turn.before, *turn.after)]
     names = [_name(piece, tokenizer) for piece in pieces if isinstance(piece, Special)]
     return tuple(dict.fromkeys([IMAGE_TOKEN, *(name for name in names if name is not None)]))
@@ -99,7 +102,7 @@ def _spans(turns: Sequence[Turn], template: ChatTemplate) -> Iterator[_Span]:
         system, turns = _text(turns[0]), turns[1:]
     opening: list[_Span] = []
     if template.system is not None and system and system.strip():
-        content = _Span(system.strip(), literal=True)
+        content = _Span(template.system.lead + system.strip(), literal=True)
         opening = [*_literals(template.system.before), content, *_literals(template.system.after)]
     if not template.system_in_user:
         yield from opening
@@ -108,34 +111,44 @@ def _spans(turns: Sequence[Turn], template: ChatTemplate) -> Iterator[_Span]:
         if turn.role == "system":
             raise RenderError("turn_order", "a system turn may only stand first in a conversation")
         if turn.role == "assistant":
-            yield from _answer(turn, template.assistant)
+            yield from _answer(turn, template)
             continue
         yield from _literals(template.user.before)
         yield from opening
-        yield from _contents(turn.parts, images_only=template.user.images_only)
+        yield from _user(turn, template)
         yield from _literals(template.user.after)
         opening = []
 
 
-def _answer(turn: Turn, answer: AnswerFormat) -> Iterator[_Span]:
+def _user(turn: Turn, template: ChatTemplate) -> Iterator[_Span]:
+    contents = list(_contents(turn.parts, template, images_only=template.user.images_only))
+    if contents and not contents[0].of_image and template.user.lead:
+        yield _Span(template.user.lead)
+    yield from contents
+
+
+def _answer(turn: Turn, template: ChatTemplate) -> Iterator[_Span]:
+    answer = template.assistant
     yield from _literals(answer.before)
-    contents = list(_contents(turn.parts, images_only=False))
+    contents = list(_contents(turn.parts, template, images_only=False))
     texts = [_Span(answer.lead), *contents, _Span(answer.tail)] if contents else []
     for index, span in enumerate(span for span in (*texts, *(_Span(piece) for piece in answer.end)) if span.value):
-        learned = turn.learn and not isinstance(span.value, ImagePart)
-        yield _Span(span.value, supervised=learned, opens_answer=index == 0)
+        yield replace(span, supervised=turn.learn and not span.of_image, opens_answer=index == 0)
     yield from _literals(answer.after)
 
 
-def _contents(parts: Sequence[Part], *, images_only: bool) -> Iterator[_Span]:
-    if images_only:
-        yield from (_Span(part) for part in parts if isinstance(part, ImagePart))
-        return
+def _contents(parts: Sequence[Part], template: ChatTemplate, *, images_only: bool) -> Iterator[_Span]:
     values = [part.text.strip() if isinstance(part, TextPart) else part for part in parts]
+    if images_only:
+        values = [value for value in values if isinstance(value, ImagePart)]
     for index, value in enumerate(value for value in values if value):
-        if index:
-            yield _Span("\n")
-        yield _Span(value)
+        if index and template.separator and not images_only:
+            yield _Span(template.separator)
+        if isinstance(value, ImagePart):
+            around = template.image
+            yield from (_Span(piece, of_image=True) for piece in (*around.before, value, *around.after))
+        else:
+            yield _Span(value)
 
 
 def _text(turn: Turn) -> str:

@@ -9,24 +9,30 @@ from collections.abc import Sequence
 from data_pipelines.tokenizer import IMAGE_TOKEN, Tokenizer
 from data_pipelines.transforms.templates import ChatTemplate, Piece, Special
 
-# A list's parts are stripped and joined by newlines, as `render` does; a string only loses its surrounding white space.
+# A list's parts are stripped and joined, as `render` does; a string only loses its surrounding white space.
 CONTENT_MACRO = (
-    "{% macro content(message) %}{% if message['content'] is string %}{{ message['content'].strip() }}{% else %}"
+    "{% macro content(message) %}{% if message['content'] is string %}"
+    "{{ message['content'].strip().replace(mark, image) }}{% else %}"
     "{% set found = namespace(any=false) %}{% for part in message['content'] %}"
     "{% set text = image if part['type'] == 'image' else (part['text'] or '').strip() %}"
-    "{% if text %}{{ '\\n' if found.any else '' }}{{ text }}{% set found.any = true %}{% endif %}"
+    "{% if text %}{{ separator if found.any else '' }}{{ text }}{% set found.any = true %}{% endif %}"
     "{% endfor %}{% endif %}{% endmacro %}"
 )
 
 IMAGES_MACRO = (
-    "{% macro images(message) %}{% if message['content'] is string %}{{ image * message['content'].count(image) }}"
+    "{% macro images(message) %}{% if message['content'] is string %}{{ image * message['content'].count(mark) }}"
     "{% else %}{% for part in message['content'] if part['type'] == 'image' %}{{ image }}{% endfor %}{% endif %}"
     "{% endmacro %}"
 )
 
 
-def jinja(template: ChatTemplate, tokenizer: Tokenizer) -> str:
+def jinja(template: ChatTemplate, tokenizer: Tokenizer, image_tokens: int = 1) -> str:
     """The template's Jinja text for `chat_template.jinja`.
+
+    Args:
+        template: what to write.
+        tokenizer: whose texts and special tokens are to come out of it.
+        image_tokens: how often it writes the image token for an image; processors that repeat the token want it once.
 
     Raises:
         ValueError: the tokenizer lacks an end token that the template needs.
@@ -34,12 +40,16 @@ def jinja(template: ChatTemplate, tokenizer: Tokenizer) -> str:
     write = _Writer(tokenizer)
     system = _system(template, write)
     in_user = "{% if loop.first %}" + system + "{% endif %}" if template.system_in_user else ""
-    user_content = "images(message)" if template.user.images_only else "content(message)"
+    user_content = "{{ images(message) }}" if template.user.images_only else "{{ content(message) }}"
+    if template.user.lead:
+        lead = "{% if text and not text.startswith(image) %}" + write((template.user.lead,)) + "{% endif %}"
+        user_content = "{% set text = " + user_content[3:-3] + " %}" + lead + "{{ text }}"
     answer = template.assistant
     before, moved = _moved_space(answer.before, tokenizer)
     return "".join(
         [
-            "{% set image = " + _literal(IMAGE_TOKEN) + " %}",
+            "{% set mark = " + _literal(IMAGE_TOKEN) + " %}{% set image = " + _image(template, image_tokens) + " %}",
+            "{% set separator = " + _literal(template.separator) + " %}",
             CONTENT_MACRO,
             IMAGES_MACRO,
             "{% set turns = messages %}{% set system = " + _literal((template.default_system or "").strip()) + " %}",
@@ -48,7 +58,7 @@ def jinja(template: ChatTemplate, tokenizer: Tokenizer) -> str:
             write(template.start, text_follows=_opens_with_text(template)),
             "" if template.system_in_user else system,
             "{% for message in turns %}{% if message['role'] == 'user' %}",
-            write(template.user.before) + in_user + "{{ " + user_content + " }}" + write(template.user.after),
+            write(template.user.before) + in_user + user_content + write(template.user.after),
             "{% elif message['role'] == 'assistant' %}",
             write(before) + "{% set text = content(message) %}",
             "{% generation %}{% if text %}" + write((moved, answer.lead)) + "{{ text }}" + write((answer.tail,)),
@@ -83,12 +93,21 @@ class _Writer:
         return "{{ bos_token }}" + ("{{ ' ' }}" if text_follows and self._tokenizer.adds_prefix_space else "")
 
 
+def _image(template: ChatTemplate, image_tokens: int) -> str:
+    """The Jinja expression of one image and what stands around it."""
+    before, after = (
+        [_literal(piece if isinstance(piece, str) else piece.token or "") for piece in pieces]
+        for pieces in (template.image.before, template.image.after)
+    )
+    return " + ".join([*before, f"mark * {image_tokens}", *after])
+
+
 def _system(template: ChatTemplate, write: _Writer) -> str:
     if template.system is None:
         return ""
     return (
         "{% if system %}"
-        + write(template.system.before)
+        + write((*template.system.before, template.system.lead))
         + "{{ system }}"
         + write(template.system.after)
         + "{% endif %}"

@@ -16,10 +16,19 @@ class Special(Config):
 Piece = str | Special
 
 
+class ImageFormat(Config):
+    """What stands around an image's tokens; never learned."""
+
+    before: tuple[Piece, ...] = ()
+    after: tuple[Piece, ...] = ()
+
+
 class TurnFormat(Config):
     """What stands around the content of a system or user turn."""
 
     before: tuple[Piece, ...] = ()
+    lead: str = ""
+    """Text that opens a content whose first part is text."""
     after: tuple[Piece, ...] = ()
     images_only: bool = False
     """Whether the turn's text is left out."""
@@ -52,6 +61,9 @@ class ChatTemplate(Config):
     """The system content of conversations that bring none; None or empty: no system turn."""
     user: TurnFormat
     assistant: AnswerFormat
+    image: ImageFormat = ImageFormat()
+    separator: str = "\n"
+    """Text between two parts of a content."""
 
     def with_system(self, content: str | None) -> "ChatTemplate":
         """The same template with another default system content."""
@@ -124,6 +136,30 @@ CHATML = ChatTemplate(
     assistant=AnswerFormat(before=(IM_START, "assistant\n"), end=(IM_END,), after=("\n",)),
 )
 
+INTERNVL = CHATML.model_copy(
+    update={
+        "name": "internvl",
+        "image": ImageFormat(before=(Special(token="<img>"),), after=(Special(token="</img>"),)),
+    }
+)
+
+END_OF_UTTERANCE = Special(token="<end_of_utterance>")
+AROUND_IMAGE = Special(token="<fake_token_around_image>")
+IDEFICS3_IMAGE = ImageFormat(before=(AROUND_IMAGE, Special(token="<global-img>")), after=(AROUND_IMAGE,))
+
+IDEFICS3 = ChatTemplate(
+    name="idefics3",
+    start=(Special(token="<|begin_of_text|>"),),
+    system=TurnFormat(before=("System:",), lead=" ", after=(END_OF_UTTERANCE, "\n")),
+    user=TurnFormat(before=("User:",), lead=" ", after=(END_OF_UTTERANCE, "\n")),
+    assistant=AnswerFormat(before=("Assistant:",), lead=" ", end=(END_OF_UTTERANCE,), after=("\n",)),
+    image=IDEFICS3_IMAGE,
+    separator="",
+)
+"""Idefics3's, for images that are not split."""
+
+SMOLVLM = IDEFICS3.model_copy(update={"name": "smolvlm", "start": (IM_START,)})
+
 TEMPLATES: dict[str, ChatTemplate] = {
-    template.name: template for template in (PLAIN, VICUNA_V1, LLAMA2, LLAMA3, CHATML)
+    template.name: template for template in (PLAIN, VICUNA_V1, LLAMA2, LLAMA3, CHATML, INTERNVL, IDEFICS3, SMOLVLM)
 }

@@ -23,6 +23,11 @@ CHAT_TOKENS = (
     "<|im_start|>",
     "<|im_end|>",
     "<image>",
+    "<img>",
+    "</img>",
+    "<fake_token_around_image>",
+    "<global-img>",
+    "<end_of_utterance>",
 )
 LLAMA3_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
