@@ -1,7 +1,7 @@
 """Weight tables: how another library's tensors correspond to our parameters, read in both directions."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
@@ -52,6 +52,10 @@ TWO_ROWS = _reshaped(lambda ours: (1, 1, *ours))
 LINEAR = _linear(1)
 LINEAR_FROM_HEADS = _linear(2)
 """[H, C, D] with them [D, H * C]."""
+INPUTS_FIRST = _reshaped(lambda ours: (ours[0], prod(ours[1:])))
+"""[D, H, C] with them [D, H * C] (GPT-2's Conv1D)."""
+INPUTS_FIRST_FROM_HEADS = _reshaped(lambda ours: (prod(ours[:-1]), ours[-1]))
+"""[H, C, D] with them [H * C, D]."""
 CONVOLUTION = Layout(
     their_shape=lambda ours: (ours[3], ours[2], ours[0], ours[1]),
     to_ours=lambda array, _: array.transpose(2, 3, 1, 0),
@@ -61,11 +65,21 @@ CONVOLUTION = Layout(
 
 
 @dataclass(frozen=True)
+class Joined:
+    """The place of a parameter among those that another library keeps end to end in one tensor."""
+
+    place: int
+    axis: int = 0
+    """Their axis along which they lie."""
+
+
+@dataclass(frozen=True)
 class Rule:
     """One correspondence. A rule whose parameter a model does not have (a bias, say) is left out for that model."""
 
     theirs: str
-    """Name of their tensor; `{layer}` stands for the number of a block."""
+    """Name of their tensor; `{layer}` stands for the number of a block, `{expert}` for that of an expert, the axis
+    after the layers' in our parameter."""
     ours: str
     """Path of our parameter, of a scanned stack: `blocks/...` stands for `blocks_<layer>/...` too."""
     layout: Layout = SAME
@@ -73,10 +87,12 @@ class Rule:
     """Their number of our block 0."""
     every: int = 1
     """How far apart their numbers of two neighbouring blocks of ours are."""
+    joined: Joined | None = None
+    """Where theirs is several of our parameters in one tensor, which of them this is."""
 
-    def name(self, block: int) -> str:
-        """Their name of a parameter of our block number `block`."""
-        return self.theirs.format(layer=self.first + block * self.every)
+    def name(self, block: int, expert: int = 0) -> str:
+        """Their name of a parameter of our block number `block`, and of an expert in it."""
+        return self.theirs.format(layer=self.first + block * self.every, expert=expert)
 
     def below(self, theirs: str, ours: str) -> "Rule":
         """The same rule for a part of a larger model."""
@@ -125,14 +141,17 @@ class Table:
 
 @dataclass(frozen=True)
 class Tensor:
-    """One of their tensors and the place of it in our tree."""
+    """One of their tensors, or a piece of it, and the place of it in our tree."""
 
     name: str
     shape: Shape
+    """Of the piece."""
     path: str
-    layer: int | None
-    """Index on the leading axis of a stacked parameter; None where ours is the whole leaf."""
+    index: tuple[int, ...]
+    """On the leading axes of a stacked parameter: layer, expert; () where ours is the whole leaf."""
     layout: Layout
+    joined: Joined | None = None
+    """None: the piece is the whole tensor."""
 
 
 def tensors(table: Table, leaves: Mapping[str, Any]) -> tuple[list[Tensor], list[str]]:
@@ -144,24 +163,52 @@ def tensors(table: Table, leaves: Mapping[str, Any]) -> tuple[list[Tensor], list
     found: list[Tensor] = []
     uncovered: list[str] = []
     for path, leaf in leaves.items():
-        if path in rules:
-            found.extend(_stacked(rules[path], path, tuple(leaf.shape)))
-            continue
-        scanned_path, layer = _unscanned(path)
-        if layer is None or scanned_path not in rules:
+        scanned_path, layer = (path, None) if path in rules else _unscanned(path)
+        if scanned_path not in rules:
             uncovered.append(path)
             continue
-        rule, shape = rules[scanned_path], tuple(leaf.shape)
-        found.append(Tensor(rule.name(layer), rule.layout.their_shape(shape), path, None, rule.layout))
+        found.extend(_of_leaf(rules[scanned_path], path, tuple(leaf.shape), layer))
     return found, uncovered
 
 
-def _stacked(rule: Rule, path: str, shape: Shape) -> list[Tensor]:
-    if "{layer}" not in rule.theirs:
-        return [Tensor(rule.theirs, rule.layout.their_shape(shape), path, None, rule.layout)]
-    their_shape = rule.layout.their_shape(shape[1:])
-    names = map(rule.name, range(shape[0]))
-    return [Tensor(name, their_shape, path, layer, rule.layout) for layer, name in enumerate(names)]
+def _of_leaf(rule: Rule, path: str, shape: Shape, layer: int | None) -> Iterator[Tensor]:
+    """Their tensors of one leaf; `layer` is that of an unscanned block."""
+    stacked_layers = layer is None and "{layer}" in rule.theirs
+    stacked = stacked_layers + ("{expert}" in rule.theirs)
+    their_shape = rule.layout.their_shape(shape[stacked:])
+    for index in np.ndindex(shape[:stacked]):
+        block, *expert = index if stacked_layers else (layer or 0, *index)
+        yield Tensor(rule.name(block, *expert), their_shape, path, index, rule.layout, rule.joined)
+
+
+def pieces(wanted: Iterable[Tensor]) -> dict[str, list[Tensor]]:
+    """The pieces that each of their tensors is made of, in the order in which they lie."""
+    found: dict[str, list[Tensor]] = {}
+    for tensor in wanted:
+        found.setdefault(tensor.name, []).append(tensor)
+    return {
+        name: sorted(parts, key=lambda part: part.joined.place if part.joined else 0) for name, parts in found.items()
+    }
+
+
+def whole_shape(parts: list[Tensor]) -> Shape:
+    """The shape of a tensor that is made of these pieces."""
+    first = parts[0]
+    if first.joined is None:
+        return first.shape
+    axis = first.joined.axis
+    return (*first.shape[:axis], sum(part.shape[axis] for part in parts), *first.shape[axis + 1 :])
+
+
+def cut(array: np.ndarray, parts: list[Tensor], path: str) -> np.ndarray:
+    """From a whole tensor, the piece that belongs to our parameter `path`."""
+    place = [part.path for part in parts].index(path)
+    part = parts[place]
+    if part.joined is None:
+        return array
+    start = sum(other.shape[part.joined.axis] for other in parts[:place])
+    piece = slice(start, start + part.shape[part.joined.axis])
+    return array[(slice(None),) * part.joined.axis + (piece,)]
 
 
 def _unscanned(path: str) -> tuple[str, int | None]:

@@ -13,7 +13,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mllm_jax.interop.adjustments import Adjustment
-from mllm_jax.interop.rules import Shape, Table, Tensor, tensors
+from mllm_jax.interop.rules import Shape, Table, Tensor, cut, pieces, tensors, whole_shape
 from mllm_jax.interop.safetensors_folder import SafetensorsFolder, WeightsError, write_folder
 
 Tree = dict[str, Any]
@@ -73,8 +73,9 @@ class Reading:
         self._shapes = {path: _shape_before(leaf.shape, self._adjustments.get(path)) for path, leaf in leaves.items()}
         before = {path: jax.ShapeDtypeStruct(shape, leaves[path].dtype) for path, shape in self._shapes.items()}
         self._wanted, uncovered = tensors(table, before)
+        self._pieces = pieces(self._wanted)
         self._names = _canonical_names(source, table)
-        self.ignored = _check(source, table, self._wanted, self._names, uncovered)
+        self.ignored = _check(source, table, self._pieces, self._names, uncovered)
         """Names of tensors in the folder that the family knows and our model does not use."""
 
     def arrays(self) -> Iterator[tuple[str, np.ndarray]]:
@@ -86,13 +87,16 @@ class Reading:
 
     def _assemble(self, parts: list[Tensor], shape: Shape) -> np.ndarray:
         """One whole parameter on the host."""
-        names = [self._names[part.name] for part in parts]
-        if parts[0].layer is None:
-            return parts[0].layout.to_ours(self._source.read(names[0]), shape)
-        stacked = np.empty(shape, np.result_type(*(self._source.float_dtype(name) for name in names)))
+        if not parts[0].index:
+            return parts[0].layout.to_ours(self._read(parts[0]), shape)
+        formats = (self._source.float_dtype(self._names[part.name]) for part in parts)
+        stacked = np.empty(shape, np.result_type(*formats))
         for part in parts:
-            stacked[part.layer] = part.layout.to_ours(self._source.read(self._names[part.name]), shape[1:])
+            stacked[part.index] = part.layout.to_ours(self._read(part), shape[len(part.index) :])
         return stacked
+
+    def _read(self, part: Tensor) -> np.ndarray:
+        return cut(self._source.read(self._names[part.name]), self._pieces[part.name], part.path)
 
 
 def _shape_before(shape: Shape, adjustment: Adjustment | None) -> Shape:
@@ -109,22 +113,27 @@ def _canonical_names(source: SafetensorsFolder, table: Table) -> dict[str, str]:
 
 
 def _check(
-    source: SafetensorsFolder, table: Table, wanted: list[Tensor], names: dict[str, str], uncovered: list[str]
+    source: SafetensorsFolder,
+    table: Table,
+    wanted: dict[str, list[Tensor]],
+    names: dict[str, str],
+    uncovered: list[str],
 ) -> tuple[str, ...]:
     """Compares what is there with what is wanted; returns the names that are rightly left aside."""
     problems = [f"no rule of the family gives our parameter {path}" for path in uncovered]
-    for tensor in wanted:
-        name = names.get(tensor.name)
+    for wanted_name, parts in wanted.items():
+        shape = whole_shape(parts)
+        name = names.get(wanted_name)
         if name is None:
-            problems.append(f"missing {tensor.name}, shape {list(tensor.shape)} (for {tensor.path})")
+            paths = ", ".join(part.path for part in parts)
+            problems.append(f"missing {wanted_name}, shape {list(shape)} (for {paths})")
         elif source.float_dtype(name) is None:
             problems.append(f"{name} in {source.file(name)} holds integers: quantised weights cannot be loaded")
-        elif source.shape(name) != tensor.shape:
-            found, expected = list(source.shape(name)), list(tensor.shape)
+        elif source.shape(name) != shape:
+            found, expected = list(source.shape(name)), list(shape)
             problems.append(f"misshaped {name} in {source.file(name)}: found {found}, expected {expected}")
-    expected_names = {tensor.name for tensor in wanted}
-    others = [name for name in names if name not in expected_names]
-    copies = {copy for copy, original in table.copies if copy in others and original in expected_names & names.keys()}
+    others = [name for name in names if name not in wanted]
+    copies = {copy for copy, original in table.copies if copy in others and original in wanted.keys() & names.keys()}
     for copy, original in table.copies:
         if copy in copies and not np.array_equal(source.read(names[copy]), source.read(names[original])):
             problems.append(f"{names[copy]} differs from {names[original]}, but the model ties the two")
@@ -155,7 +164,8 @@ def save(
 ) -> None:
     """Writes parameters as the family's tensors into `folder`, sharded with an index when they exceed `shard_bytes`.
 
-    One parameter and one shard are in host memory at a time. `dtype` None keeps every parameter's own format.
+    One parameter and one shard are in host memory at a time; parameters that the family keeps in one tensor count as
+    one. `dtype` None keeps every parameter's own format.
 
     Raises:
         WeightsError: a parameter that the family has no name for.
@@ -164,29 +174,31 @@ def save(
     written, uncovered = tensors(table, leaves)
     if uncovered:
         raise WeightsError(f"The family has no name for these parameters: {', '.join(sorted(uncovered))}.")
-    sizes = [prod(tensor.shape) * np.dtype(dtype or leaves[tensor.path].dtype).itemsize for tensor in written]
-    shards = _divide(written, sizes, shard_bytes)
-    arrays = _arrays(leaves, written, dtype)
-    write_folder(Path(folder), ({tensor.name: next(arrays) for tensor in shard} for shard in shards), len(shards))
+    wholes = list(pieces(written).values())
+    formats = (np.dtype(dtype or leaves[parts[0].path].dtype) for parts in wholes)
+    sizes = [prod(whole_shape(parts)) * number.itemsize for parts, number in zip(wholes, formats, strict=True)]
+    shards = _divide(wholes, sizes, shard_bytes)
+    arrays = _arrays(leaves, wholes, dtype)
+    write_folder(Path(folder), ({parts[0].name: next(arrays) for parts in shard} for shard in shards), len(shards))
 
 
-def _divide(written: list[Tensor], sizes: list[int], shard_bytes: int) -> list[list[Tensor]]:
+def _divide(wholes: list[list[Tensor]], sizes: list[int], shard_bytes: int) -> list[list[list[Tensor]]]:
     """Consecutive groups of at most `shard_bytes` (a tensor larger than that stands alone)."""
-    shards: list[list[Tensor]] = [[]]
+    shards: list[list[list[Tensor]]] = [[]]
     filled = 0
-    for tensor, size in zip(written, sizes, strict=True):
+    for parts, size in zip(wholes, sizes, strict=True):
         if shards[-1] and filled + size > shard_bytes:
             shards.append([])
             filled = 0
-        shards[-1].append(tensor)
+        shards[-1].append(parts)
         filled += size
     return shards
 
 
-def _arrays(leaves: dict[str, Any], written: list[Tensor], dtype: Any) -> Iterator[np.ndarray]:
-    for path, parts in groupby(written, key=lambda tensor: tensor.path):
-        leaf = np.asarray(leaves[path])
-        for part in parts:
-            ours = leaf if part.layer is None else leaf[part.layer]
-            theirs = part.layout.to_theirs(ours, part.shape)
-            yield np.ascontiguousarray(theirs, dtype=np.dtype(dtype or leaf.dtype))
+def _arrays(leaves: dict[str, Any], wholes: list[list[Tensor]], dtype: Any) -> Iterator[np.ndarray]:
+    for paths, group in groupby(wholes, key=lambda parts: tuple(part.path for part in parts)):
+        host = {path: np.asarray(leaves[path]) for path in paths}
+        for parts in group:
+            theirs = [part.layout.to_theirs(host[part.path][part.index], part.shape) for part in parts]
+            whole = theirs[0] if parts[0].joined is None else np.concatenate(theirs, axis=parts[0].joined.axis)
+            yield np.ascontiguousarray(whole, dtype=np.dtype(dtype or whole.dtype))
