@@ -8,18 +8,20 @@ import jax
 from rich.console import Console
 
 from data_pipelines.loader import Loader, Preparation
+from data_pipelines.storage import Storage
 from data_pipelines.tokenizer import Tokenizer, load_tokenizer
 from data_pipelines.transforms.chat_template import render
 from data_pipelines.transforms.image import ImageTransformConfig, decode_image
 from data_pipelines.transforms.template_check import check_template
 from data_pipelines.transforms.templates import TEMPLATES
+from data_pipelines.transforms.tiles import TiledImages
 from mllm_jax.checkpoint.layout import write_whole
 from mllm_jax.config import RunConfig, resolved_yaml
 from mllm_jax.interop.backbones import load_backbone
 from mllm_jax.interop.description import ModelDescription
 from mllm_jax.interop.hub import local_folder
 from mllm_jax.model_choice import ModelChoice, multimodal_config
-from mllm_jax.models.multimodal import MultimodalConfig, image_tokens
+from mllm_jax.models.multimodal import MultimodalConfig, slot_features, tile_features
 from mllm_jax.models.parameters import init_parameters
 from mllm_jax.parallel.mesh import make_mesh
 from mllm_jax.parallel.processes import is_first_process, start_processes
@@ -119,17 +121,20 @@ def _open_feed(config: RunConfig, model: MultimodalConfig, tokenizer: Tokenizer,
     stage, data = request.stage, config.data
     validation = request.split == "validation"
     mixture = stage.validation.mixture if validation and stage.validation else stage.mixture
-    tokens = image_tokens(model)
+    tokens = slot_features(model)
     transform = ImageTransformConfig.model_validate(config.model.image_transform)
     template = TEMPLATES[stage.template or config.model.chat_template]
+    tiled = TiledImages(model.tiling, transform, tile_features(model), Storage()) if model.tiling else None
+    laid_out = tiled.layout if tiled else tokens
     return Loader(
         config=data.stream(mixture=mixture, row_length=stage.row_length, images_per_row=stage.images_per_row),
         sources=data.sources,
         preparation=Preparation(
-            render=lambda record: render(record, template, tokenizer, tokens),
+            render=lambda record: render(record, template, tokenizer, laid_out),
             decode=lambda data: decode_image(data, transform),
             image_tokens=tokens,
             image_size=transform.size,
+            tiled=tiled,
         ),
         rows=stage.rows,
         sharding=request.sharding,

@@ -86,6 +86,9 @@ def _name_problems(run: RunConfig) -> Iterator[tuple[KeyPath, str]]:
             yield (*here, "name"), f"an earlier stage is called {stage.name!r} too; names must differ"
         if stage.rows % run.data.lanes:
             yield (*here, "rows"), f"{stage.rows} rows do not divide over data.lanes = {run.data.lanes}"
+        if run.model.tiling is not None and 0 < stage.images_per_row < run.model.tiling.most_slots:
+            slots = f"an image takes up to {run.model.tiling.most_slots} slots by model.tiling"
+            yield (*here, "images_per_row"), f"found {stage.images_per_row}, but {slots}; 0 is for text alone"
         for part, mixture in stage.mixtures().items():
             for source in mixture:
                 if source not in run.data.sources:

@@ -8,6 +8,7 @@ from pydantic import Field, ValidationError
 
 from data_pipelines.config_class import Config
 from data_pipelines.transforms.image import ImageTransformConfig, mean_colour
+from data_pipelines.transforms.tiling import TilingConfig
 from mllm_jax.config_errors import sentences, suggest
 from mllm_jax.interop.backbones import architecture_of
 from mllm_jax.models.connectors.choice import ConnectorConfig
@@ -58,6 +59,8 @@ class ModelChoice(Config):
     """The template of the finished model, and of every stage that does not name its own."""
     image_transform: dict[str, Any] = Field(default={})
     """Fields of ImageTransformConfig; the size is the encoder's, the colour beside a padded image its mean colour."""
+    tiling: TilingConfig | None = None
+    """How an image becomes several tiles of the encoder's size, each in an image slot; null: it takes one slot."""
     precision: PrecisionConfig = PrecisionConfig()
 
 
@@ -142,4 +145,4 @@ def multimodal_config(model: ModelChoice, tokens: int) -> MultimodalConfig:
         multiple = model.decoder.vocabulary_multiple
         decoder = decoder.model_copy(update={"vocab_size": -(-tokens // multiple) * multiple})
     encoder = ViTConfig.model_validate(model.encoder.architecture)
-    return MultimodalConfig(encoder=encoder, connector=model.connector, decoder=decoder)
+    return MultimodalConfig(encoder=encoder, connector=model.connector, decoder=decoder, tiling=model.tiling)

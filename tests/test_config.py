@@ -82,6 +82,7 @@ def test_the_embedding_grows_to_a_multiple_once_the_tokenizer_needs_it(run_file)
         ("stages.align.steps=many", r"stages\[0\].steps: found 'many', expected a valid integer"),
         ("stages.align.steps=0", r"stages\[0\].steps: found 0, expected greater than 0"),
         ("stages.align.rows=5", r"stages\[0\].rows: 5 rows do not divide over data.lanes = 2"),
+        ("model.tiling={grids: [[2, 2]]}", r"stages\[0\].images_per_row: found 2, but an image takes up to 5 slots"),
         ("stages.align.mixture={piars: 1}", r"mixture.piars: there is no source 'piars'. Did you mean 'pairs'"),
         ("stages.align.schedule.kind=cosin", r"schedule.kind: found 'cosin', expected .* Did you mean 'cosine'"),
         ("data.sources.pairs.shard=x", r"data.sources.pairs.shard: unknown key. Did you mean 'shards'"),

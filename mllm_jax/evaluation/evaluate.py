@@ -2,9 +2,8 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -13,9 +12,7 @@ from pydantic import Field
 
 from data_pipelines.config_class import Config
 from data_pipelines.quota import Skip
-from data_pipelines.record import ImagePart
 from data_pipelines.storage import Storage
-from data_pipelines.transforms.image import decode_image
 from data_pipelines.transforms.image_error import ImageError
 from mllm_jax.evaluation.likelihood import losses
 from mllm_jax.evaluation.metrics import Result, score_answer
@@ -145,7 +142,7 @@ def _ready(
             continue
         contents = {image: storage.read_range(image.source) for image in item.images}
         try:
-            prompt = answerer.prompt(item.record, partial(_pixels, answerer, contents))
+            prompt = answerer.prompt(item.record, contents.__getitem__)
         except ImageError as error:
             skipped[error.cause] += 1
             continue
@@ -158,10 +155,6 @@ def _ready(
         for content in (item.kind.encode(), item.text.encode(), item.reference.encode(), *contents.values()):
             digest(hashlib.sha256(content).digest())
         yield _Ready(item, prompt, replace(prompt, tokens=rendered.tokens), rendered.supervised)
-
-
-def _pixels(answerer: Answerer, contents: Mapping[ImagePart, bytes], image: ImagePart) -> np.ndarray:
-    return decode_image(contents[image], answerer.image_transform)
 
 
 def _ask(answerer: Answerer, group: Sequence[_Ready], config: EvaluationConfig) -> Iterator[Asked]:
@@ -201,7 +194,7 @@ def blank_image(loaded: LoadedModel) -> np.ndarray:
 
 
 def _blanked(prompt: Prompt, blank: np.ndarray) -> Prompt:
-    return replace(prompt, images=(blank,) * len(prompt.images))
+    return replace(prompt, images=tuple(np.broadcast_to(blank, image.shape) for image in prompt.images))
 
 
 def _outcome(answer: Answer, result: Result) -> dict[str, Any]:

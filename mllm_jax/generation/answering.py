@@ -9,16 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from data_pipelines.record import ImagePart, Part, Record, TextPart
-from data_pipelines.rendered import RenderedRecord
+from data_pipelines.rendered import ImageLayout, LayoutOf, RenderedRecord
 from data_pipelines.storage import Storage
 from data_pipelines.tokenizer import Tokenizer
 from data_pipelines.transforms.chat_template import render, render_prompt, stop_ids
 from data_pipelines.transforms.image import ImageTransformConfig, decode_image
 from data_pipelines.transforms.templates import ChatTemplate
+from data_pipelines.transforms.tiles import TiledImages
 from mllm_jax.generation.decode import DecodingConfig, LanguageModel, check_prompt, generate, stream
 from mllm_jax.generation.prompts import Prompt
 from mllm_jax.interop.model_folder import LoadedModel
-from mllm_jax.models.multimodal import MultimodalConfig, image_tokens
+from mllm_jax.models.multimodal import MultimodalConfig, slot_features, tile_features
 from mllm_jax.models.parameters import Parameters, make_model
 from mllm_jax.models.vit import ViTConfig
 
@@ -47,7 +48,8 @@ class Answerer:
         """Check that the model can be talked with.
 
         Raises:
-            ValueError: a vision encoder alone, or a folder without a tokenizer or a known chat template.
+            ValueError: a vision encoder alone, or a folder without a tokenizer, a known chat template or, for tiled
+                images, a known image transform.
         """
         if isinstance(loaded.config, ViTConfig):
             raise ValueError(f"{loaded.source} holds a vision encoder alone; it has no words to answer with.")
@@ -65,38 +67,57 @@ class Answerer:
         self.model: LanguageModel = make_model(loaded.config, dtype=loaded.compute_dtype)  # type: ignore[assignment]
         # Widening is exact; left to the compiled step, it would be done again for every token.
         self.parameters = _widened(loaded.parameters, loaded.compute_dtype)
-        self.image_tokens = image_tokens(loaded.config) if isinstance(loaded.config, MultimodalConfig) else 0
+        self.image_tokens = slot_features(loaded.config) if isinstance(loaded.config, MultimodalConfig) else 0
+        """Of the image of one slot."""
         self.stop_tokens = stop_ids(self.template, self.tokenizer)
         self._storage = Storage()
+        self._tiled = self._tiled_images()
+        self._laid_out: int | LayoutOf = self.image_tokens if self._tiled is None else self._tiled.layout
 
-    def prompt(self, record: Record, pixels: Callable[[ImagePart], np.ndarray] | None = None) -> Prompt:
+    def prompt(self, record: Record, read: Callable[[ImagePart], bytes] | None = None) -> Prompt:
         """Render a conversation up to where the assistant begins, and decode its images.
 
         Args:
             record: a conversation; if it ends with an assistant turn, that turn is the one to be generated.
-            pixels: gives an image's pixels, u8[H, W, 3], where they are not to be read from its bytes.
+            read: gives an image's encoded bytes, where they have been read already.
 
         Raises:
             ImageError: an image that cannot be decoded.
             ValueError: images for a language model without an encoder.
         """
-        rendered = render_prompt(record, self.template, self.tokenizer, self.image_tokens)
+        rendered = render_prompt(record, self.template, self.tokenizer, self._laid_out)
         if rendered.images and not isinstance(self.loaded.config, MultimodalConfig):
             raise ValueError(f"{record.key} has an image, but {self.loaded.source} is a language model without eyes.")
-        images = tuple(map(pixels or self.pixels, rendered.images))
-        return Prompt(rendered.tokens, rendered.image_starts, images)
+        layouts = rendered.layouts or (None,) * len(rendered.images)
+        contents = map(read or self._read, rendered.images)
+        images = tuple(self._decoded(data, layout) for data, layout in zip(contents, layouts, strict=True))
+        return Prompt(rendered.tokens, rendered.image_starts, images, rendered.layouts)
 
     def rendered(self, record: Record) -> RenderedRecord:
         """Render a whole conversation, with what is supervised of it."""
-        return render(record, self.template, self.tokenizer, self.image_tokens)
+        return render(record, self.template, self.tokenizer, self._laid_out)
 
     def check(self, prompt: Prompt) -> None:
         """Raise ValueError if the prompt does not fit the model."""
         check_prompt(self.model, prompt, self.decoding.max_new_tokens)
 
     def pixels(self, image: ImagePart) -> np.ndarray:
-        """Read and decode one image to the encoder's size."""
-        return decode_image(self._storage.read_range(image.source), self.image_transform)
+        """Read and decode one image: u8[H, W, 3] at the encoder's size, or its tiles, u8[S, H, W, 3]."""
+        return self._decoded(self._read(image), None if self._tiled is None else self._tiled.layout(image))
+
+    def _read(self, image: ImagePart) -> bytes:
+        return self._storage.read_range(image.source)
+
+    def _decoded(self, data: bytes, layout: ImageLayout | None) -> np.ndarray:
+        if self._tiled is None or layout is None:
+            return decode_image(data, self.image_transform)
+        return self._tiled.decode(data, layout)
+
+    def _tiled_images(self) -> TiledImages | None:
+        config = self.loaded.config
+        if not isinstance(config, MultimodalConfig) or config.tiling is None:
+            return None
+        return TiledImages(config.tiling, self.image_transform, tile_features(config), self._storage)
 
     def answer(self, prompts: Sequence[Prompt]) -> list[Answer]:
         """Answer prompts, `decoding.rows` at a time."""

@@ -20,7 +20,7 @@ from mllm_jax.generation.prompts import Prompt, bucket, pad_prompts
 from mllm_jax.generation.sampling import SamplingConfig, sample
 from mllm_jax.models.decoder import Decoder, make_cache
 from mllm_jax.models.layers.cache import KVCache
-from mllm_jax.models.multimodal import Multimodal, image_tokens
+from mllm_jax.models.multimodal import Multimodal, slot_features
 from mllm_jax.models.parameters import Parameters
 
 LanguageModel = Multimodal | Decoder
@@ -131,8 +131,8 @@ def decoder_of(model: LanguageModel, parameters: Parameters) -> tuple[Decoder, P
 
 
 def _image_shape(model: LanguageModel) -> tuple[int, tuple[int, int]]:
-    """The tokens an image takes, and its height and width in pixels."""
-    return (0, (0, 0)) if isinstance(model, Decoder) else (image_tokens(model.config), model.config.encoder.image_size)
+    """The features of an image slot, and its height and width in pixels."""
+    return (0, (0, 0)) if isinstance(model, Decoder) else (slot_features(model.config), model.config.encoder.image_size)
 
 
 def applied(model: LanguageModel, parameters: Parameters) -> Callable[..., Any]:

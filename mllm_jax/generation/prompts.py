@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data_pipelines.batch import Batch
+from data_pipelines.rendered import ImageLayout
 
 STEPS_PER_OCTAVE = 2
 """Sizes that a doubling is cut into: padding wastes at most a third, and 5,000 lengths make 18 shapes."""
@@ -26,7 +27,14 @@ class Prompt:
     image_starts: tuple[int, ...] = ()
     """For each image, the index in `tokens` where its run of image tokens begins."""
     images: tuple[np.ndarray, ...] = ()
-    """u8[H, W, 3] for each image, already at the encoder's size."""
+    """u8[H, W, 3] for each image, already at the encoder's size, or u8[S, H, W, 3] for one cut into tiles."""
+    layouts: tuple[ImageLayout, ...] = ()
+    """How each image is laid out; empty where every image takes one slot."""
+
+    @property
+    def slots(self) -> int:
+        """Image slots that the images take."""
+        return sum(layout.slots for layout in self.layouts) if self.layouts else len(self.images)
 
 
 class PaddedPrompts(NamedTuple):
@@ -50,12 +58,13 @@ def pad_prompts(prompts: Sequence[Prompt], image_tokens: int, image_size: tuple[
 
     Args:
         prompts: at most `rows` prompts.
-        image_tokens: how many tokens one image takes.
-        image_size: height and width of an image in pixels.
+        image_tokens: how many tokens the image of one slot takes.
+        image_size: height and width of a slot's image in pixels.
         rows: B, the number of rows of the batch.
     """
     tokens_per_row = bucket(max(len(prompt.tokens) for prompt in prompts), smallest=16)
-    slots = max(len(prompt.images) for prompt in prompts)
+    slots = max(prompt.slots for prompt in prompts)
+    whole_slot = ImageLayout(1, np.arange(image_tokens, dtype=np.int32))
     tokens = np.zeros((rows, tokens_per_row), np.int32)
     segment_ids = np.zeros((rows, tokens_per_row), np.int32)
     image_index = np.full((rows, tokens_per_row), -1, np.int32)
@@ -66,10 +75,13 @@ def pad_prompts(prompts: Sequence[Prompt], image_tokens: int, image_size: tuple[
         lengths[row] = length = len(prompt.tokens)
         tokens[row, :length] = prompt.tokens
         segment_ids[row, :length] = 1
-        for slot, (start, image) in enumerate(zip(prompt.image_starts, prompt.images, strict=True)):
-            images[row, slot] = image
-            image_mask[row, slot] = True
-            image_index[row, start : start + image_tokens] = slot * image_tokens + np.arange(image_tokens)
+        slot = 0
+        layouts = prompt.layouts or (whole_slot,) * len(prompt.images)
+        for start, image, layout in zip(prompt.image_starts, prompt.images, layouts, strict=True):
+            images[row, slot : slot + layout.slots] = image
+            image_mask[row, slot : slot + layout.slots] = True
+            image_index[row, start : start + len(layout.index)] = layout.placed(slot, slots, image_tokens)
+            slot += layout.slots
     segment_ids[len(prompts) :, 0] = 1
     batch = Batch(
         tokens=tokens,

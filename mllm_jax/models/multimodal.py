@@ -9,8 +9,10 @@ from jaxtyping import Array, Bool, Float, Float32, Int, UInt8, jaxtyped
 from pydantic import model_validator
 
 from data_pipelines.config_class import Config
+from data_pipelines.transforms.tiling import Size, TilingConfig, image_layout
 from mllm_jax.models.connectors.choice import ConnectorConfig, make_connector
 from mllm_jax.models.connectors.mlp import MLPConfig
+from mllm_jax.models.connectors.newline import NewlineConnector
 from mllm_jax.models.decoder import Decoder, DecoderConfig
 from mllm_jax.models.layers.cache import KVCache
 from mllm_jax.models.vit import ViT, ViTConfig
@@ -20,16 +22,53 @@ class MultimodalConfig(Config):
     encoder: ViTConfig
     connector: ConnectorConfig = MLPConfig()
     decoder: DecoderConfig
+    tiling: TilingConfig | None = None
+    """How an image becomes several tiles, each in an image slot; null: an image takes one slot."""
 
     @model_validator(mode="after")
     def _connectable(self) -> "MultimodalConfig":
-        image_tokens(self)  # Raises where the encoder's patches do not suit the connector.
+        slot_features(self)  # Raises where the encoder's patches do not suit the connector.
+        if self.tiling is not None:
+            tile_features(self)
         return self
 
 
-def image_tokens(config: MultimodalConfig) -> int:
-    """Decoder tokens that one image takes: the one count that packer, model and exporter share."""
+def slot_features(config: MultimodalConfig) -> int:
+    """Decoder embeddings that are made of one image slot: of an image, or of a tile of one."""
     return config.connector.tokens(config.encoder.feature_grid)
+
+
+def tile_features(config: MultimodalConfig) -> tuple[int, int]:
+    """Rows and columns of what the connector makes of one tile.
+
+    Raises:
+        ValueError: they are no rows and columns, so that tiles cannot be merged.
+    """
+    rows, columns, extra = config.encoder.feature_grid
+    if extra or slot_features(config) != rows * columns:
+        raise ValueError(
+            f"tiles are merged row by row, but a connector of kind {config.connector.kind!r} makes "
+            f"{slot_features(config)} features of a tile of {rows} x {columns} patches and {extra} more; take a "
+            "connector that makes one of each patch, and set encoder.features.keep_class_token to false"
+        )
+    return rows, columns
+
+
+def image_tokens(config: MultimodalConfig, size: Size | None = None) -> int:
+    """Decoder tokens that one image takes: the one count that packer, model and exporter share.
+
+    Args:
+        config: of the model.
+        size: height and width of the image in pixels, by which a model with tiles counts.
+
+    Raises:
+        ValueError: the model has tiles, and no size is given.
+    """
+    if config.tiling is None:
+        return slot_features(config)
+    if size is None:
+        raise ValueError("how many tokens an image takes in a model with tiles depends on the image's size")
+    return len(image_layout(size, config.tiling, config.encoder.image_size, tile_features(config)).index)
 
 
 class Multimodal(nn.Module):
@@ -47,7 +86,8 @@ class Multimodal(nn.Module):
     def setup(self):
         formats = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         self.encoder = ViT(self.config.encoder, **formats)
-        self.connector = make_connector(
+        has_newline = self.config.tiling is not None and self.config.tiling.newline
+        self.connector = (NewlineConnector if has_newline else make_connector)(
             self.config.connector, self.config.encoder.feature_grid, self.config.decoder.width, **formats
         )
         self.decoder = Decoder(self.config.decoder, **formats)
@@ -71,7 +111,7 @@ class Multimodal(nn.Module):
     def encode_images(
         self, images: UInt8[Array, "B N H W 3"], image_mask: Bool[Array, "B N"]
     ) -> Float[Array, "B N I D"]:
-        """Raw pixels to `I = image_tokens(config)` decoder embeddings a slot; zeros for an empty slot."""
+        """Raw pixels to `I = slot_features(config)` decoder embeddings a slot; zeros for an empty slot."""
         rows, slots = image_mask.shape
         features = self.connector(self.encoder(images.reshape(rows * slots, *images.shape[2:])))
         features = features.reshape(rows, slots, *features.shape[1:])
@@ -81,7 +121,8 @@ class Multimodal(nn.Module):
     def embed(
         self, tokens: Int[Array, "B T"], image_features: Float[Array, "B N I D"], image_index: Int[Array, "B T"]
     ) -> Float[Array, "B T D"]:
-        """Token embeddings, with image features where `image_index` (slot * I + feature) is not -1.
+        """Token embeddings, with image features where `image_index` (slot * I + feature) is not -1, and the newline
+        where it is behind them all (N * I).
 
         The token id at an image position is never looked up, so it may lie outside the vocabulary.
         """
@@ -90,6 +131,9 @@ class Multimodal(nn.Module):
         if slots == 0:
             return text
         features = image_features.reshape(rows, slots * length, width)
+        if self.config.tiling is not None and self.config.tiling.newline:
+            newline = jnp.broadcast_to(self.connector.newline.astype(features.dtype), (rows, 1, width))
+            features = jnp.concatenate([features, newline], axis=1)
         gathered = jnp.take_along_axis(features, jnp.maximum(image_index, 0)[..., None], axis=1)
         return jnp.where(image_index[..., None] < 0, text, gathered.astype(text.dtype))
 

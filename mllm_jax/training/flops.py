@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 from flax.traverse_util import flatten_dict
 
-from mllm_jax.models.multimodal import MultimodalConfig, image_tokens
+from mllm_jax.models.multimodal import MultimodalConfig, slot_features
 from mllm_jax.parallel.rules import ParameterTree
 
 PEAK_FLOPS: tuple[tuple[str, float], ...] = (
@@ -36,6 +36,7 @@ class StepCost(NamedTuple):
 
     per_token: float
     per_image: float
+    """For each image slot that holds an image or a tile of one."""
     per_attended: float
     """For each pair of tokens in the decoder's causal attention."""
 
@@ -59,7 +60,7 @@ def step_cost(config: MultimodalConfig, parameters: ParameterTree, trainable: Co
     executed = encoder.executed_layers / encoder.layers
     encoder_products = tokens_per_image * _weights(parameters["encoder"], blocks_used=executed)
     encoder_attention = 2 * tokens_per_image**2 * encoder.width * encoder.executed_layers
-    connector_products = image_tokens(config) * _weights(parameters["connector"])
+    connector_products = slot_features(config) * _weights(parameters["connector"])
     decoder_products = _weights(parameters["decoder"])
     if decoder.tied_embeddings:
         decoder_products += decoder.vocab_size * decoder.width
