@@ -17,7 +17,7 @@ from mllm_jax.interop.imported_folder import new_folder
 from mllm_jax.interop.model_folder import LoadedModel
 from mllm_jax.interop.weights import save
 from mllm_jax.models.decoder import DecoderConfig
-from mllm_jax.models.multimodal import MultimodalConfig
+from mllm_jax.models.multimodal import MultimodalConfig, image_tokens
 from mllm_jax.models.vit import ViTConfig
 
 SHARD_BYTES = 4 * 1024**3
@@ -56,7 +56,8 @@ def _files(loaded: LoadedModel, family: Family[Any], dtype: Any) -> dict[str, by
     values: dict[str, Any] = {"config.json": config}
     files: dict[str, bytes] = {}
     if loaded.tokenizer is not None and not isinstance(loaded.config, ViTConfig):
-        written = jinja(loaded.chat_template, loaded.tokenizer) if loaded.chat_template else None
+        repeated = _image_tokens_in_template(loaded, family)
+        written = jinja(loaded.chat_template, loaded.tokenizer, repeated) if loaded.chat_template else None
         files |= loaded.tokenizer.hugging_face_files(written)
         tokens = _token_ids(loaded)
         values["generation_config.json"] = {**tokens, "do_sample": False}
@@ -70,6 +71,14 @@ def _files(loaded: LoadedModel, family: Family[Any], dtype: Any) -> dict[str, by
         transform = processor_config(loaded.image_transform, loaded.config.pixel_mean, loaded.config.pixel_std)
         values["preprocessor_config.json"] = transform
     return files | {name: _json(value) for name, value in values.items()}
+
+
+def _image_tokens_in_template(loaded: LoadedModel, family: Family[Any]) -> int:
+    """How often the chat template writes the image token for one image."""
+    if not isinstance(family, MultimodalFamily) or family.processor.expands_images:
+        return 1
+    assert isinstance(loaded.config, MultimodalConfig)
+    return image_tokens(loaded.config)
 
 
 def _token_ids(loaded: LoadedModel) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What a Hugging Face folder says about images and conversations, in this project's terms."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ Json = Mapping[str, Any]
 
 MARKS = (("<|im_start|>", CHATML), ("<|start_header_id|>", LLAMA3), ("[INST]", LLAMA2), ("USER:", VICUNA_V1))
 """Text in a foreign Jinja template by which its family is known."""
+
+IMAGE_COUNT = re.compile(r"(\bmark \* )\d+")
+"""How often an exported template writes the image token for an image, which differs between models."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -71,7 +75,7 @@ def output_size(preprocessor: Json) -> tuple[int, int] | None:
 
 def chat_template(folder: Path, tokenizer: Tokenizer) -> ChatTemplate | None:
     """Return the template of a folder's Jinja text: the one that writes it so, else the one it has the marks of."""
-    text = _jinja_text(folder)
+    text = IMAGE_COUNT.sub(r"\g<1>1", _jinja_text(folder))
     for template in TEMPLATES.values():
         if _writes(template, tokenizer, text):
             return template

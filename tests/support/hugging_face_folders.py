@@ -110,6 +110,29 @@ def write_llava(folder: Path, family: str = "clip", tied: bool = False) -> trans
     return model
 
 
+def write_blip2(folder: Path) -> transformers.Blip2ForConditionalGeneration:
+    """Write a BLIP-2 with its processor, which puts five tokens before the text, and return the model."""
+    config = transformers.Blip2Config(
+        vision_config={
+            "hidden_size": 24,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 3,
+            "intermediate_size": 28,
+            "image_size": 16,
+            "patch_size": 4,
+        },
+        qformer_config={"hidden_size": 18, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 20},
+        text_config=text_config().to_dict(),
+        num_query_tokens=5,
+        image_token_index=SPECIAL_TOKENS.index("<image>"),
+    )
+    model = randomise(transformers.Blip2ForConditionalGeneration(config))
+    model.save_pretrained(folder)
+    images = transformers.BlipImageProcessorPil(size={"height": 16, "width": 16})
+    transformers.Blip2Processor(images, tiny_tokenizer(), num_query_tokens=5).save_pretrained(folder)
+    return model
+
+
 def image_processor(family: str) -> object:
     """The family's usual image processor at 16 x 16 pixels."""
     square = {"height": 16, "width": 16}

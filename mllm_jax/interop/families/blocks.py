@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from mllm_jax.interop.rules import FLAT, LINEAR, LINEAR_FROM_HEADS, Rule
+from mllm_jax.interop.rules import FLAT, LINEAR, LINEAR_FROM_HEADS, Joined, Rule
 
 
 @dataclass(frozen=True)
@@ -13,6 +13,7 @@ class BlockNames:
     """The block; `{layer}` stands for its number."""
     attention_norm: str
     query: str
+    """The same name as key and value where one layer makes all three, end to end."""
     key: str
     value: str
     output: str
@@ -59,9 +60,10 @@ def block_rules(names: BlockNames) -> tuple[Rule, ...]:
     for theirs, ours in ((names.attention_norm, "attention_norm"), (names.feed_forward_norm, "feed_forward_norm")):
         rules.append(Rule(f"{block}{theirs}.weight", f"blocks/{ours}/scale"))
         rules.append(Rule(f"{block}{theirs}.bias", f"blocks/{ours}/bias"))
-    for theirs, ours in ((names.query, "query"), (names.key, "key"), (names.value, "value")):
-        rules.append(Rule(f"{block}{theirs}.weight", f"blocks/attention/{ours}/kernel", LINEAR))
-        rules.append(Rule(f"{block}{theirs}.bias", f"blocks/attention/{ours}/bias", FLAT))
+    for place, (theirs, ours) in enumerate(((names.query, "query"), (names.key, "key"), (names.value, "value"))):
+        joined = Joined(place) if names.query == names.key else None
+        rules.append(Rule(f"{block}{theirs}.weight", f"blocks/attention/{ours}/kernel", LINEAR, joined=joined))
+        rules.append(Rule(f"{block}{theirs}.bias", f"blocks/attention/{ours}/bias", FLAT, joined=joined))
     rules.append(Rule(f"{block}{names.output}.weight", "blocks/attention/output/kernel", LINEAR_FROM_HEADS))
     rules.append(Rule(f"{block}{names.output}.bias", "blocks/attention/output/bias"))
     for theirs, ours in ((names.up, "up"), (names.down, "down")):

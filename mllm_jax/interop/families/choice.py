@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from mllm_jax.interop.families.blip2 import BLIP2
 from mllm_jax.interop.families.composite import CompositeFamily
 from mllm_jax.interop.families.family import Family, FamilyError, HuggingFaceConfig
 from mllm_jax.interop.families.llava import LLAVA
@@ -15,7 +16,7 @@ from mllm_jax.interop.families.parts import (
 from mllm_jax.models.multimodal import MultimodalConfig
 from mllm_jax.models.parameters import ModelConfig
 
-COMPOSITE_FAMILIES: tuple[CompositeFamily, ...] = (LLAVA,)
+COMPOSITE_FAMILIES: tuple[CompositeFamily, ...] = (LLAVA, BLIP2)
 """Multimodal families; a model of ours is exported as the first that it is like."""
 
 

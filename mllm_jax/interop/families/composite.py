@@ -23,6 +23,9 @@ class Processor:
     files: Callable[[MultimodalConfig, ImageTransformConfig], dict[str, Any]]
     """The files (name to JSON) from which transformers makes the processor of a model and its image transform; raises
     ValueError where it has none that does the same."""
+    expands_images: bool = True
+    """Whether transformers' processor writes an image's token as often as the image takes tokens; where it does not,
+    the exported chat template does."""
 
 
 @dataclass(frozen=True)
