@@ -18,8 +18,10 @@ from data_pipelines.batch import Batch
 from data_pipelines.config_class import Config
 from mllm_jax.generation.prompts import Prompt, bucket, pad_prompts
 from mllm_jax.generation.sampling import SamplingConfig, sample
+from mllm_jax.models.connectors.choice import added_blocks
 from mllm_jax.models.decoder import Decoder, make_cache
 from mllm_jax.models.layers.cache import KVCache
+from mllm_jax.models.layers.media import Media
 from mllm_jax.models.multimodal import Multimodal, slot_features
 from mllm_jax.models.parameters import Parameters
 
@@ -94,10 +96,11 @@ def stream(
         check_prompt(model, prompt, config.max_new_tokens)
     batch, lengths = pad_prompts(prompts, *_image_shape(model), rows)
     capacity = bucket(batch.tokens.shape[1] + config.max_new_tokens)
-    tokens, cache = _prefill(model, parameters, batch, lengths, key, config.sampling, capacity)
+    tokens, cache, media = _prefill(model, parameters, batch, lengths, key, config.sampling, capacity)
     for index in range(1, config.max_new_tokens):
         # The next step is on its way before this one's tokens are waited for.
-        following, cache = _step(decoder, decoder_parameters, tokens, cache, key, np.int32(index), config.sampling)
+        step = np.int32(index)
+        following, cache = _step(decoder, decoder_parameters, tokens, cache, media, key, step, config.sampling)
         yield np.asarray(tokens)[: len(prompts)]
         tokens = following
     yield np.asarray(tokens)[: len(prompts)]
@@ -119,6 +122,14 @@ def check_prompt(model: LanguageModel, prompt: Prompt, max_new_tokens: int) -> N
             f"the prompt has {length} tokens, and {max_new_tokens} more may be generated, but the model was made for "
             f"{max_positions} positions: shorten the prompt or lower max_new_tokens."
         )
+    switch = decoder.position_switch
+    # The last token generated is not read.
+    if switch is not None and length <= switch < length + max_new_tokens - 1:
+        raise ValueError(
+            f"the prompt has {length} tokens, and {max_new_tokens} more may be generated, but past {switch} tokens the "
+            "model's rotary positions change (longrope), also of what was read before: lower max_new_tokens to "
+            f"{switch - length + 1}, or give a longer prompt."
+        )
     if prompt.images and isinstance(model, Decoder):
         raise ValueError("the prompt has an image, but this model is a language model without a vision encoder.")
 
@@ -127,7 +138,9 @@ def decoder_of(model: LanguageModel, parameters: Parameters) -> tuple[Decoder, P
     """The language model inside a model, and its parameters."""
     if isinstance(model, Decoder):
         return model, parameters
-    return Decoder(model.config.decoder, dtype=model.dtype, param_dtype=model.param_dtype), parameters["decoder"]
+    added = added_blocks(model.config.connector)
+    decoder = Decoder(model.config.decoder, added, dtype=model.dtype, param_dtype=model.param_dtype)
+    return decoder, parameters["decoder"]
 
 
 def _image_shape(model: LanguageModel) -> tuple[int, tuple[int, int]]:
@@ -140,13 +153,16 @@ def applied(model: LanguageModel, parameters: Parameters) -> Callable[..., Any]:
     return partial(model.apply, {"params": parameters})
 
 
-def embed_prompts(model: LanguageModel, parameters: Parameters, batch: Batch) -> Float[Array, "B T D"]:
-    """Embeddings of prompts with their images; traceable."""
+def embed_prompts(
+    model: LanguageModel, parameters: Parameters, batch: Batch
+) -> tuple[Float[Array, "B T D"], Media | None]:
+    """Embeddings of prompts with their images, and what the decoder's blocks read of these; traceable."""
     apply = applied(model, parameters)
     if isinstance(model, Decoder):
-        return apply(batch.tokens, method="embed")
+        return apply(batch.tokens, method="embed"), None
     features = apply(batch.images, batch.image_mask, method="encode_images")
-    return apply(batch.tokens, features, batch.image_index, method="embed")
+    media = apply(features, batch.image_index, batch.segment_ids, method="media")
+    return apply(batch.tokens, features, batch.image_index, method="embed"), media
 
 
 @partial(jax.jit, static_argnames=("model", "sampling", "capacity"))
@@ -158,14 +174,17 @@ def _prefill(
     key: Key[Array, ""],
     sampling: SamplingConfig,
     capacity: int,
-) -> tuple[Int[Array, " B"], KVCache]:
-    """The first token after every prompt, and a cache that holds the prompts."""
+) -> tuple[Int[Array, " B"], KVCache, Media | None]:
+    """The first token after every prompt, a cache that holds the prompts, and the images that the answers see."""
     decoder, decoder_parameters = decoder_of(model, parameters)
     apply = applied(decoder, decoder_parameters)
     cache = make_cache(decoder.config, len(lengths), capacity, decoder.dtype)
-    hidden, cache = apply(embed_prompts(model, parameters, batch), batch.segment_ids, batch.positions, cache)
+    embeddings, media = embed_prompts(model, parameters, batch)
+    hidden, cache = apply(embeddings, batch.segment_ids, batch.positions, cache, media)
+    if media is not None:
+        media = media.after(jnp.take_along_axis(media.latest, (lengths - 1)[:, None], axis=1)[:, 0])
     last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)
-    return sample(apply(last, method="logits")[:, 0], jax.random.fold_in(key, 0), sampling), cache
+    return sample(apply(last, method="logits")[:, 0], jax.random.fold_in(key, 0), sampling), cache, media
 
 
 @partial(jax.jit, static_argnames=("decoder", "sampling"), donate_argnames="cache")
@@ -174,6 +193,7 @@ def _step(
     parameters: Parameters,
     tokens: Int[Array, " B"],
     cache: KVCache,
+    media: Media | None,
     key: Key[Array, ""],
     index: Int[Array, ""],
     sampling: SamplingConfig,
@@ -181,5 +201,5 @@ def _step(
     """The token that follows `tokens`, and the cache with `tokens` in it."""
     apply = applied(decoder, parameters)
     fed = tokens[:, None]
-    hidden, cache = apply(apply(fed, method="embed"), jnp.ones_like(fed), cache.lengths[:, None], cache)
+    hidden, cache = apply(apply(fed, method="embed"), jnp.ones_like(fed), cache.lengths[:, None], cache, media)
     return sample(apply(hidden, method="logits")[:, 0], jax.random.fold_in(key, index), sampling), cache

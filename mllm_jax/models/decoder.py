@@ -10,11 +10,14 @@ from jaxtyping import Array, Float, Float32, Int, jaxtyped
 from pydantic import Field, model_validator
 
 from data_pipelines.config_class import Config
+from mllm_jax.models.connectors.gated_cross_attention import GatedCrossAttentionBlock, GatedCrossAttentionConfig
 from mllm_jax.models.layers.activations import ActivationName
 from mllm_jax.models.layers.attention import SelfAttention, soft_capped
 from mllm_jax.models.layers.cache import KVCache, advance, empty_cache
 from mllm_jax.models.layers.feed_forward import FEED_FORWARDS, FeedForwardName
+from mllm_jax.models.layers.interleaved import Blocks, Interleaving, run_interleaved
 from mllm_jax.models.layers.layer_kinds import LayerKind, Rotation, Views, make_views
+from mllm_jax.models.layers.media import Media
 from mllm_jax.models.layers.norms import NORMS, NormName
 from mllm_jax.models.layers.rotary_scaling import LongRotaryScaling, OptionalRotaryScaling
 from mllm_jax.models.layers.stack import StackConfig, run_stack
@@ -114,6 +117,11 @@ class DecoderConfig(Config):
         """What each layer sees and how it turns its heads."""
         return tuple(self._layer_kind(layer) for layer in range(self.layers))
 
+    @property
+    def position_switch(self) -> int | None:
+        """The length from which on all that was read before is turned otherwise, so that no cache can go past it."""
+        return self.rope_scaling.original_positions if isinstance(self.rope_scaling, LongRotaryScaling) else None
+
     def _layer_kind(self, layer: int) -> LayerKind:
         sliding = self.sliding_window is not None and self.sliding_layers[layer % len(self.sliding_layers)]
         rotation = Rotation(self.rotary_width or self.head_width, self.rope_theta, self.rope_scaling)
@@ -183,6 +191,8 @@ class DecoderBlock(nn.Module):
 
 class Decoder(nn.Module):
     config: DecoderConfig
+    added: GatedCrossAttentionConfig | None = None
+    """Blocks that a connector puts between the layers, to read images."""
     dtype: Any = jnp.float32
     """Compute format."""
     param_dtype: Any = jnp.float32
@@ -210,6 +220,7 @@ class Decoder(nn.Module):
         segment_ids: Int[Array, "B T"],
         positions: Int[Array, "B T"],
         cache: KVCache | None = None,
+        media: Media | None = None,
     ) -> tuple[Float[Array, "B T D"], KVCache | None]:
         """Hidden states after the final norm.
 
@@ -222,10 +233,25 @@ class Decoder(nn.Module):
             embeddings = self.position_embedding(embeddings, positions)
         views = make_views(config.layer_kinds, segment_ids, positions, cache)
         hidden = nn.with_logical_constraint(embeddings.astype(self.dtype), HIDDEN_AXES)
-        blocks = run_stack(self, DecoderBlock, {"config": config, **formats}, config.stack, config.layers)
-        hidden, cache = blocks((hidden, cache), views)
+        hidden, cache = self._layers(hidden, cache, views, media)
         hidden = NORMS[config.norm](config.norm_epsilon, name="final_norm", **formats)(hidden)
         return hidden, None if cache is None else advance(cache, segment_ids)
+
+    def _layers(
+        self, hidden: Float[Array, "B T D"], cache: KVCache | None, views: Views, media: Media | None
+    ) -> tuple[Float[Array, "B T D"], KVCache | None]:
+        config, added, formats = self.config, self.added, {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        arguments = {"config": config, **formats}
+        if added is None:
+            return run_stack(self, DecoderBlock, arguments, config.stack, config.layers)((hidden, cache), views)
+        if media is None:
+            raise ValueError(
+                "the decoder has blocks that read images, but is given none; rows without images have N = 0"
+            )
+        layers = Blocks(DecoderBlock, arguments, "blocks", (views,))
+        readers = Blocks(GatedCrossAttentionBlock, {"config": added, **formats}, "cross_blocks", (media,))
+        places = Interleaving(config.layers, added.every, added.first)
+        return run_interleaved(self, layers, readers, places, config.stack, (hidden, cache))
 
     @jaxtyped(typechecker=beartype)
     def logits(self, hidden: Float[Array, "B T D"]) -> Float32[Array, "B T V"]:
@@ -235,7 +261,7 @@ class Decoder(nn.Module):
             logits = soft_capped(logits, config.logit_soft_cap)
         return logits if config.vocab_used is None else without_padding(logits, config.vocab_used)
 
-    def initialise(self) -> Float32[Array, "1 1 V"]:
+    def initialise(self, media: Media | None = None) -> Float32[Array, "1 1 V"]:
         """Runs every part once, so that `init(key, method="initialise")` makes every parameter."""
         zeros = jnp.zeros((1, 1), jnp.int32)
-        return self.logits(self(self.embed(zeros), zeros, zeros)[0])
+        return self.logits(self(self.embed(zeros), zeros, zeros, media=media)[0])

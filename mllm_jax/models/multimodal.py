@@ -10,11 +10,12 @@ from pydantic import model_validator
 
 from data_pipelines.config_class import Config
 from data_pipelines.transforms.tiling import Size, TilingConfig, image_layout
-from mllm_jax.models.connectors.choice import ConnectorConfig, make_connector
+from mllm_jax.models.connectors.choice import ConnectorConfig, added_blocks, is_merged, make_connector
 from mllm_jax.models.connectors.mlp import MLPConfig
 from mllm_jax.models.connectors.newline import NewlineConnector
 from mllm_jax.models.decoder import Decoder, DecoderConfig
 from mllm_jax.models.layers.cache import KVCache
+from mllm_jax.models.layers.media import Media, latest_images
 from mllm_jax.models.vit import ViT, ViTConfig
 
 
@@ -90,7 +91,7 @@ class Multimodal(nn.Module):
         self.connector = (NewlineConnector if has_newline else make_connector)(
             self.config.connector, self.config.encoder.feature_grid, self.config.decoder.width, **formats
         )
-        self.decoder = Decoder(self.config.decoder, **formats)
+        self.decoder = Decoder(self.config.decoder, added_blocks(self.config.connector), **formats)
 
     @jaxtyped(typechecker=beartype)
     def __call__(
@@ -103,14 +104,16 @@ class Multimodal(nn.Module):
         image_index: Int[Array, "B T"],
     ) -> Float32[Array, "B T V"]:
         """Logits of packed rows; arguments as in `data_pipelines.batch.Batch`."""
-        embeddings = self.embed(tokens, self.encode_images(images, image_mask), image_index)
-        hidden, _ = self.decode(embeddings, segment_ids, positions)
+        features = self.encode_images(images, image_mask)
+        media = self.media(features, image_index, segment_ids)
+        embeddings = self.embed(tokens, features, image_index)
+        hidden, _ = self.decode(embeddings, segment_ids, positions, media=media)
         return self.logits(hidden)
 
     @jaxtyped(typechecker=beartype)
     def encode_images(
         self, images: UInt8[Array, "B N H W 3"], image_mask: Bool[Array, "B N"]
-    ) -> Float[Array, "B N I D"]:
+    ) -> Float[Array, "B N I E"]:
         """Raw pixels to `I = slot_features(config)` decoder embeddings a slot; zeros for an empty slot."""
         rows, slots = image_mask.shape
         features = self.connector(self.encoder(images.reshape(rows * slots, *images.shape[2:])))
@@ -119,13 +122,16 @@ class Multimodal(nn.Module):
 
     @jaxtyped(typechecker=beartype)
     def embed(
-        self, tokens: Int[Array, "B T"], image_features: Float[Array, "B N I D"], image_index: Int[Array, "B T"]
+        self, tokens: Int[Array, "B T"], image_features: Float[Array, "B N I E"], image_index: Int[Array, "B T"]
     ) -> Float[Array, "B T D"]:
         """Token embeddings, with image features where `image_index` (slot * I + feature) is not -1, and the newline
         where it is behind them all (N * I).
 
-        The token id at an image position is never looked up, so it may lie outside the vocabulary.
+        The token id at an image position is never looked up, so it may lie outside the vocabulary. Where the decoder's
+        blocks read the features, it is looked up as any other, and the features stand nowhere among the embeddings.
         """
+        if not is_merged(self.config.connector):
+            return self.decoder.embed(tokens)
         rows, slots, length, width = image_features.shape
         text = self.decoder.embed(jnp.where(image_index < 0, tokens, 0))
         if slots == 0:
@@ -138,15 +144,29 @@ class Multimodal(nn.Module):
         return jnp.where(image_index[..., None] < 0, text, gathered.astype(text.dtype))
 
     @jaxtyped(typechecker=beartype)
+    def media(
+        self,
+        image_features: Float[Array, "B N I E"],
+        image_index: Int[Array, "B T"],
+        segment_ids: Int[Array, "B T"],
+    ) -> Media | None:
+        """What the decoder's blocks read of the images; None where images are embeddings and nothing else."""
+        if added_blocks(self.config.connector) is None:
+            return None
+        latest = latest_images(image_index, segment_ids, slot_features(self.config))
+        return Media(image_features, latest, image_index >= 0)
+
+    @jaxtyped(typechecker=beartype)
     def decode(
         self,
         embeddings: Float[Array, "B T D"],
         segment_ids: Int[Array, "B T"],
         positions: Int[Array, "B T"],
         cache: KVCache | None = None,
+        media: Media | None = None,
     ) -> tuple[Float[Array, "B T D"], KVCache | None]:
         """Hidden states after the final norm; see `Decoder.__call__`."""
-        return self.decoder(embeddings, segment_ids, positions, cache)
+        return self.decoder(embeddings, segment_ids, positions, cache, media)
 
     @jaxtyped(typechecker=beartype)
     def logits(self, hidden: Float[Array, "B T D"]) -> Float32[Array, "B T V"]:
@@ -154,5 +174,6 @@ class Multimodal(nn.Module):
 
     def initialise(self) -> Float32[Array, "1 1 V"]:
         """Runs every part once, so that `init(key, method="initialise")` makes every parameter."""
-        self.connector(self.encoder.initialise())
-        return self.decoder.initialise()
+        features = self.connector(self.encoder.initialise())
+        zeros = jnp.zeros((1, 1), jnp.int32)
+        return self.decoder.initialise(self.media(features[:, None], zeros, zeros))

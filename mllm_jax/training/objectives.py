@@ -42,8 +42,9 @@ def next_token_objective(model: nn.Module, config: ObjectiveConfig) -> Objective
 
 def _hidden(model: Any, batch: Batch) -> Float[Array, "B T D"]:
     features = model.encode_images(batch.images, batch.image_mask)
+    media = model.media(features, batch.image_index, batch.segment_ids)
     embeddings = model.embed(batch.tokens, features, batch.image_index)
-    return model.decode(embeddings, batch.segment_ids, batch.positions)[0]
+    return model.decode(embeddings, batch.segment_ids, batch.positions, media=media)[0]
 
 
 def _chunked(logits_of: Any, hidden: Float[Array, "B T D"], batch: Batch, chunk: int) -> Float[Array, ""]:

@@ -8,6 +8,7 @@ from pydantic import Field
 from mllm_jax.models.connectors.average_pool import AveragePoolConfig, AveragePoolConnector
 from mllm_jax.models.connectors.convolution import ConvolutionConfig, ConvolutionConnector
 from mllm_jax.models.connectors.features import FeatureGrid
+from mllm_jax.models.connectors.gated_cross_attention import GatedCrossAttentionConfig, GatedCrossAttentionConnector
 from mllm_jax.models.connectors.linear import LinearConfig
 from mllm_jax.models.connectors.mlp import MLPConfig, MLPConnector
 from mllm_jax.models.connectors.perceiver import PerceiverConfig, PerceiverConnector
@@ -21,7 +22,8 @@ ConnectorConfig = Annotated[
     | AveragePoolConfig
     | ConvolutionConfig
     | PerceiverConfig
-    | QFormerConfig,
+    | QFormerConfig
+    | GatedCrossAttentionConfig,
     Field(discriminator="kind"),
 ]
 
@@ -33,9 +35,23 @@ CONNECTORS: dict[str, type[nn.Module]] = {
     "convolution": ConvolutionConnector,
     "perceiver": PerceiverConnector,
     "q_former": QFormerConnector,
+    "gated_cross_attention": GatedCrossAttentionConnector,
 }
+
+AddedBlocks = GatedCrossAttentionConfig
+"""Connectors that put blocks of their own into the decoder."""
 
 
 def make_connector(config: ConnectorConfig, grid: FeatureGrid, width: int, dtype: Any, param_dtype: Any) -> nn.Module:
     """The module of a connector's config, for features that lie as `grid` and a decoder of `width`."""
     return CONNECTORS[config.kind](config, grid, width, dtype=dtype, param_dtype=param_dtype)
+
+
+def added_blocks(config: ConnectorConfig) -> AddedBlocks | None:
+    """The config of the blocks that a connector puts into the decoder; None: it puts none."""
+    return config if isinstance(config, AddedBlocks) else None
+
+
+def is_merged(config: ConnectorConfig) -> bool:
+    """Whether an image's features stand among the embeddings, where its tokens are."""
+    return not isinstance(config, GatedCrossAttentionConfig)

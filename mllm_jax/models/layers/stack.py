@@ -37,32 +37,33 @@ def run_stack(
     config: StackConfig,
     used: int,
     depth: int | None = None,
+    name: str = "blocks",
 ) -> Run:
     """A function that runs the first `used` of `depth` blocks; None: of `parent.config.layers`.
 
     A block is called `(carry, layer, *shared) -> (carry, None)`. The parameters of all blocks exist, so that weights
     survive a round trip whole, but the blocks after `used` are never executed: their slices are not read.
-    Must be called in a compact method; makes `blocks` (stacked, scanned) or `blocks_0`, `blocks_1`, ...
+    Must be called in a compact method; makes `blocks` (stacked, scanned) or `blocks_0`, `blocks_1`, ..., under `name`.
     """
     depth = parent.config.layers if depth is None else depth
     length = depth if parent.is_initializing() else used
     if config.remat != "none":
         block = nn.remat(block, policy=REMAT_POLICIES[config.remat], prevent_cse=not config.scan)
     if config.scan and length:
-        return _scanned(block, arguments, length, depth)
-    return _unrolled(block, arguments, length)
+        return _scanned(block, arguments, length, depth, name)
+    return _unrolled(block, arguments, length, name)
 
 
-def _unrolled(block: type[nn.Module], arguments: dict[str, Any], length: int) -> Run:
+def _unrolled(block: type[nn.Module], arguments: dict[str, Any], length: int, name: str) -> Run:
     def run(carry, *shared):
         for layer in range(length):
-            carry, _ = block(**arguments, name=f"blocks_{layer}")(carry, jnp.int32(layer), *shared)
+            carry, _ = block(**arguments, name=f"{name}_{layer}")(carry, jnp.int32(layer), *shared)
         return carry
 
     return run
 
 
-def _scanned(block: type[nn.Module], arguments: dict[str, Any], length: int, depth: int) -> Run:
+def _scanned(block: type[nn.Module], arguments: dict[str, Any], length: int, depth: int, name: str) -> Run:
     def run(carry, *shared):
         stack = nn.scan(
             block,
@@ -74,7 +75,7 @@ def _scanned(block: type[nn.Module], arguments: dict[str, Any], length: int, dep
         )
         if length < depth:
             stack = nn.map_variables(stack, "params", trans_in_fn=partial(_first_layers, length=length))
-        carry, _ = stack(**arguments, name="blocks")(carry, jnp.arange(length), *shared)
+        carry, _ = stack(**arguments, name=name)(carry, jnp.arange(length), *shared)
         return carry
 
     return run
