@@ -37,14 +37,16 @@ class Inventory:
     told: int
     names: tuple[str, ...]
     """All that it can go by."""
+    length: int
+    """How many of them one inventory goes through."""
     share: float
     """Of the inventories."""
 
 
 INVENTORIES = {
-    "colours": Inventory(VALUE, COLOUR, ALL_VALUES, 0.4),
-    "places": Inventory(VALUE, PLACE, ALL_VALUES, 0.3),
-    "values": Inventory(COLOUR, VALUE, COLOUR_NAMES, 0.3),
+    "colours": Inventory(VALUE, COLOUR, ALL_VALUES, 6, 0.3),
+    "places": Inventory(VALUE, PLACE, ALL_VALUES, 4, 0.4),
+    "values": Inventory(COLOUR, VALUE, COLOUR_NAMES, 6, 0.3),
 }
 """By its first word."""
 
@@ -76,9 +78,10 @@ def transcription(scene: Scene) -> str:
 
 
 def inventory(scene: Scene, random: np.random.Generator) -> str:
-    """What is told, then six values in random order with their colours (or places), or six colours with their values.
+    """What is told, then some values in random order with their colours or places, or the colours with their
+    values.
 
-    Those of the scene are among the six; the others have `none`. What is not there is half of the lesson: from what is
+    Those of the scene are among them; the others have `none`. What is not there is half of the lesson: from what is
     there alone a model learns to find digits by their colours within minutes, but by their values hardly at all.
     """
     size = scene.pixels.shape[0]
@@ -89,7 +92,7 @@ def inventory(scene: Scene, random: np.random.Generator) -> str:
     for thing in things:
         there.setdefault(thing[sort.named_by], []).append(thing[sort.told])
     absent = [name for name in sort.names if name not in there]
-    asked = [*there, *random.choice(absent, 6 - len(there), replace=False).tolist()]
+    asked = [*there, *random.choice(absent, sort.length - len(there), replace=False).tolist()]
     said = [f"{name} {' and '.join(sorted(there.get(name, ['none'])))}" for name in asked]
     return f"{first_word} " + "; ".join(said[index] for index in random.permutation(len(said)).tolist())
 
@@ -107,8 +110,8 @@ def _ninth(digit: PlacedDigit, size: int) -> tuple[int, int]:
 
 
 def box_text(box: tuple[int, int, int, int], size: int) -> str:
-    """`[x0,y0,x1,y1]` as shares of the image's width and height, with two decimals (LLaVA-1.5's convention)."""
-    return "[" + ",".join(f"{edge / size:.2f}" for edge in box) + "]"
+    """`[x0, y0, x1, y1]` as shares of the image's width and height, with two decimals (LLaVA-1.5's convention)."""
+    return "[" + ", ".join(f"{edge / size:.2f}" for edge in box) + "]"
 
 
 def questions(scene: Scene) -> tuple[Question, ...]:

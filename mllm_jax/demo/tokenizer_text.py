@@ -11,10 +11,10 @@ from mllm_jax.demo.questions import conversation, inventory, transcription
 from mllm_jax.demo.scenes import Scene
 
 # Digits are not split off: each is one piece with the space before it.
-TOKENIZER = TokenizerTrainingConfig(vocabulary_size=640, split_digits=False, special_tokens=("<image>",))
+TOKENIZER = TokenizerTrainingConfig(vocabulary_size=704, split_digits=False, special_tokens=("<image>",))
 
-WORD = re.compile(r"[A-Za-z]+|\d|[^\w\s]")
-"""A word, a digit or a sign."""
+WORD = re.compile(r"\[?\d\.\d\d|[A-Za-z]+|\d|[^\w\s]")
+"""A coordinate (a box's first one with its bracket), a word, a digit or a sign."""
 
 
 def tokenizer_lines(scenes: Iterable[Scene], random: np.random.Generator) -> Iterator[str]:

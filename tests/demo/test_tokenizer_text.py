@@ -9,7 +9,7 @@ from mllm_jax.demo.questions import questions, transcription
 from mllm_jax.demo.tokenizer_text import TOKENIZER, tokenizer_lines
 
 
-def test_a_word_is_one_piece_and_a_digit_the_same_piece_before_any_sign(tmp_path):
+def test_a_word_and_a_coordinate_are_one_piece_and_a_digit_the_same_piece_before_any_sign(tmp_path):
     shown = list(scenes(DatasetConfig(), "train", "chats", 300))
     path = tmp_path / "tokenizer.model"
     path.write_bytes(train_sentencepiece(tokenizer_lines(shown, np.random.default_rng(0)), TOKENIZER))
@@ -21,5 +21,9 @@ def test_a_word_is_one_piece_and_a_digit_the_same_piece_before_any_sign(tmp_path
             if question.kind not in ("box", "digits"):
                 words = f"{question.text[:-1]} ? {question.answer}".split()
                 assert len(tokenizer.encode(f" {question.text} {question.answer}", start=False)) == len(words)
+            if question.kind == "box":
+                assert len(tokenizer.encode(f" {question.answer}", start=False)) == len(
+                    ["[0.1", ",", "0.2", ",", "0.3", ",", "0.4", "]"]
+                )
     seven = tokenizer.encode(" 7", start=False)
     assert tokenizer.encode(" 7?", start=False)[: len(seven)] == seven and len(seven) == 1
