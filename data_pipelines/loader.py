@@ -3,9 +3,9 @@
 import queue
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from data_pipelines.assemble import Placed, empty_batch, erase, place_row
 from data_pipelines.batch import Batch
 from data_pipelines.lanes import Lane, Render, StreamConfig
 from data_pipelines.positions import LanePositions, fingerprint
-from data_pipelines.quota import Skip, SkipLog, Tally, check_quota
+from data_pipelines.quota import Skip, SkipLog, Tally, add_tallies, check_quota
 from data_pipelines.rendered import RenderedRecord
 from data_pipelines.sources.source import Source
 from data_pipelines.storage import Storage
@@ -63,6 +63,8 @@ class BatchReport:
     """Share of image slots that hold an image or a tile; 0 without slots."""
     keys: tuple[str, ...]
     """Keys of the records, row by row."""
+    tally: Tally = field(default_factory=Tally)
+    """Records met and left out since the beginning of the stream."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +163,18 @@ class Loader:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def check_quota(self, tallies: Iterable[Tally]) -> None:
+        """Raises when the tallies of all processes together pass a quota of the config.
+
+        A loader of all lanes checks this itself at every batch. With several processes, who trains gathers the tallies
+        of their reports now and then: what one process reads is no measure, or the same data could be too bad for one
+        number of processes and good enough for another.
+
+        Raises:
+            QuotaExceededError: with the counts by cause.
+        """
+        check_quota(tallies, self._config.skip_quota, self._config.unfit_quota)
 
     def close(self) -> None:
         """Stops the threads and waits for them."""
@@ -274,14 +288,21 @@ class Loader:
             job.skips.append((self._lanes[order], Skip(cause, placed.rendered.key, error.detail)))
         for _, skip in job.skips:
             self._log.note(skip)
-        check_quota([*job.tallies, *self._undecodable], self._config.skip_quota, self._config.unfit_quota)
+        tally = add_tallies(
+            tally
+            for lane, *tallies in zip(self._lanes, job.tallies, self._undecodable, strict=True)
+            if lane in self._counted
+            for tally in tallies
+        )
+        if len(self._counted) == self._config.lanes:
+            self.check_quota([tally])
         lanes = {
             lane: {"lane": job.states[lane], "undecodable": dict(sorted(tally.skipped.items()))}
             for lane, tally in zip(self._lanes, self._undecodable, strict=True)
         }
         lost = {number for number, _ in bad}
         kept = [placed for number, placed in enumerate(job.placed) if number not in lost]
-        report = self._report(job.batch, kept, job.skips)
+        report = self._report(job.batch, kept, job.skips, tally)
         batch = job.batch
         if self._sharding is not None:
             from data_pipelines.placement import global_batch
@@ -289,7 +310,7 @@ class Loader:
             batch = global_batch(batch, self._sharding, self._rows, self._lanes, self._rows_per_lane)
         return LoadedBatch(batch, LanePositions(self._fingerprint, lanes), report)
 
-    def _report(self, batch: Batch, kept: list[Placed], skips: list[tuple[int, Skip]]) -> BatchReport:
+    def _report(self, batch: Batch, kept: list[Placed], skips: list[tuple[int, Skip]], tally: Tally) -> BatchReport:
         filled = int(np.count_nonzero(batch.segment_ids))
         counts = np.repeat([lane in self._counted for lane in self._lanes], self._rows_per_lane)
         keys = tuple(placed.rendered.key for placed in kept if counts[placed.row])
@@ -301,6 +322,7 @@ class Loader:
             supervised_share=int(np.count_nonzero(batch.loss_weights)) / max(1, filled),
             image_slot_share=int(np.count_nonzero(batch.image_mask)) / max(1, batch.image_mask.size),
             keys=keys,
+            tally=tally,
         )
 
 

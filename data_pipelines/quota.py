@@ -43,21 +43,28 @@ class Tally:
         return cls(seen=int(value["seen"]), skipped=Counter(value["skipped"]))
 
 
+def add_tallies(tallies: Iterable[Tally]) -> Tally:
+    """Returns the sum, as a new tally."""
+    total = Tally()
+    for tally in tallies:
+        total.seen += tally.seen
+        total.skipped.update(tally.skipped)
+    return total
+
+
 def check_quota(tallies: Iterable[Tally], skip_quota: float, unfit_quota: float) -> None:
     """Raises when the tallies together pass a quota.
 
     Args:
-        tallies: of the lanes of this process.
+        tallies: of all lanes, or of one.
         skip_quota: share of records that may be bad; 0 stops at the first.
         unfit_quota: share of records that may be dropped because they do not fit a row.
 
     Raises:
         QuotaExceededError: with the counts by cause.
     """
-    seen, skipped = 0, Counter[str]()
-    for tally in tallies:
-        seen += tally.seen
-        skipped.update(tally.skipped)
+    total = add_tallies(tallies)
+    seen, skipped = total.seen, total.skipped
     unfit = sum(count for cause, count in skipped.items() if cause in UNFIT_CAUSES)
     bad = skipped.total() - unfit
     measured = max(seen, QUOTA_FLOOR)

@@ -1,12 +1,13 @@
 """What a run is made of, built by whoever knows file formats; training itself knows none."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from jax.sharding import NamedSharding
 
 from data_pipelines.loader import LoadedBatch
+from data_pipelines.quota import Tally
 from mllm_jax.models.layers.precision import PrecisionConfig
 from mllm_jax.models.multimodal import MultimodalConfig
 from mllm_jax.parallel.rules import ParameterTree
@@ -21,6 +22,9 @@ class Feed(Protocol):
     def __iter__(self) -> Iterator[LoadedBatch]: ...
 
     def __next__(self) -> LoadedBatch: ...
+
+    def check_quota(self, tallies: Iterable[Tally]) -> None:
+        """Raises when too much of the data is bad, by the tallies in the reports of all processes."""
 
     def close(self) -> None: ...
 

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from data_pipelines.loader import LoadedBatch
+from data_pipelines.quota import Tally
 from mllm_jax.checkpoint.checkpointer import Checkpointer
 from mllm_jax.training.metrics import MetricLog
 from mllm_jax.training.progress import Progress
@@ -39,6 +40,8 @@ class LoopParts:
     train_step: TrainStep
     validate: Callable[[TrainState], float]
     feed: Iterator[LoadedBatch]
+    check_quota: Callable[[Tally], None]
+    """Of what was read so far; raises on all processes or on none."""
     save: Callable[[int, TrainState, Any], None]
     """From step, state and data position."""
     checkpointer: Checkpointer
@@ -55,6 +58,7 @@ def run_loop(parts: LoopParts, state: TrainState, start: int) -> tuple[TrainStat
 
     Raises:
         FrozenChangedError: the first step changed a frozen parameter.
+        QuotaExceededError: too much of the data is bad.
     """
     rhythm, meter = parts.rhythm, parts.meter
     frozen_before = fingerprint(state.frozen)
@@ -68,6 +72,7 @@ def run_loop(parts: LoopParts, state: TrainState, start: int) -> tuple[TrainStat
         stopping = parts.stop.requested()
         if rhythm.due(step, rhythm.log_every) or step == start + 1:
             parts.log.write(step, meter.report(metrics))
+            parts.check_quota(loaded.report.tally)
         if rhythm.due(step, rhythm.validate_every):
             loss = meter.apart(partial(parts.validate, state))
             parts.log.write(step, {"validation_loss": loss})

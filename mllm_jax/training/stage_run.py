@@ -9,7 +9,9 @@ import jax
 from flax.traverse_util import flatten_dict
 from jax.experimental import multihost_utils
 
+from data_pipelines.gathering import gather_json
 from data_pipelines.positions import gather_positions
+from data_pipelines.quota import Tally
 from mllm_jax.checkpoint.checkpointer import Checkpointer, CheckpointError
 from mllm_jax.checkpoint.description import make_description
 from mllm_jax.checkpoint.layout import mark_done
@@ -19,7 +21,7 @@ from mllm_jax.parallel.rules import ParameterTree, batch_sharding
 from mllm_jax.parallel.watch import leaving_at_once
 from mllm_jax.training.evaluation import held_out_loss
 from mllm_jax.training.flops import mesh_peak, step_cost
-from mllm_jax.training.ingredients import FeedRequest, Json
+from mllm_jax.training.ingredients import Feed, FeedRequest, Json
 from mllm_jax.training.loop import LoopParts, Rhythm, run_loop
 from mllm_jax.training.metrics import MetricLog, NoMetricLog, rewind_metrics
 from mllm_jax.training.plan import Run, Stage
@@ -56,6 +58,7 @@ def train_stage(stage: Stage, earlier: Sequence[Stage], run: Run, stop: StopRequ
             train_step=_compiled_step(stage, run),
             validate=_validation(stage, run),
             feed=feed,
+            check_quota=partial(_check_quota, feed),
             save=partial(_save, stage, run, checkpointer),
             checkpointer=checkpointer,
             log=log,
@@ -156,6 +159,10 @@ def _validation(stage: Stage, run: Run) -> Any:
     request = FeedRequest(config, "validation", batch_sharding(run.mesh), None)
     step = jax.jit(make_evaluation_step(stage.objective))
     return lambda state: held_out_loss(step, state, run.ingredients.open_feed(request), config.validation.batches)
+
+
+def _check_quota(feed: Feed, tally: Tally) -> None:
+    feed.check_quota([Tally.from_json(gathered) for gathered in gather_json(tally.to_json())])
 
 
 def _meter(stage: Stage, run: Run) -> RateMeter:
