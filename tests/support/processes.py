@@ -41,13 +41,13 @@ def _start(module: str, arguments: Sequence[str], devices: int, environment: Map
     )
 
 
-def until(process: subprocess.Popen, beginning: str) -> None:
-    """Reads what the process prints until a line begins like this."""
+def until(process: subprocess.Popen, beginning: str) -> str:
+    """Reads what the process prints until a line begins like this; returns the line."""
     seen = []
     for line in process.stdout:
         seen.append(line)
         if line.startswith(beginning):
-            return
+            return line
     raise AssertionError("ended too early:\n" + "".join(seen))
 
 

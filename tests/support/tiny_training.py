@@ -1,8 +1,8 @@
-"""A tiny model and a deterministic stream for tests of training; run as a script it is one process of a run."""
+"""A tiny model and a deterministic stream for tests of training; run as a script it is a run."""
 
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import jax
@@ -12,6 +12,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from data_pipelines.batch import Batch
 from data_pipelines.loader import BatchReport, LoadedBatch
 from data_pipelines.positions import LanePositions
+from data_pipelines.quota import Tally
 from mllm_jax.checkpoint.checkpointer import CheckpointConfig
 from mllm_jax.models.connectors.mlp import MLPConfig
 from mllm_jax.models.decoder import DecoderConfig
@@ -19,9 +20,7 @@ from mllm_jax.models.layers.precision import PrecisionConfig
 from mllm_jax.models.multimodal import MultimodalConfig, image_tokens
 from mllm_jax.models.vit import FeatureConfig, ViTConfig
 from mllm_jax.parallel.mesh import MeshConfig, make_mesh
-from mllm_jax.parallel.processes import start_processes
 from mllm_jax.parallel.rules import ParameterTree
-from mllm_jax.parallel.watch import leaving_at_once, watching_others
 from mllm_jax.training.ingredients import FeedRequest, Ingredients
 from mllm_jax.training.metrics import LoggingConfig
 from mllm_jax.training.plan import Run
@@ -94,6 +93,9 @@ class TinyFeed:
         report = BatchReport(stage.rows, stage.rows, {}, 0.0, 0.4, 1.0, ())
         return LoadedBatch(batch, LanePositions({"stream": "tiny"}, {0: {"next": self._next}}), report)
 
+    def check_quota(self, tallies: Iterable[Tally]) -> None:
+        pass
+
     def close(self) -> None:
         pass
 
@@ -151,15 +153,12 @@ def tiny_run(
 
 
 def main(folder: str, steps: str, mesh: str, stages: str) -> int:
-    """One process of a run; `mesh` is `data,fsdp,tensor`; only the first `stages` are run."""
+    """A run in one process; `mesh` is `data,fsdp,tensor`; only the first `stages` are run."""
     from rich.console import Console
 
-    start_processes(timeout_seconds=60)
     data, fsdp, tensor = map(int, mesh.split(","))
-    console = Console() if jax.process_index() == 0 else None
-    run = tiny_run(Path(folder), make_mesh(MeshConfig(data=data, fsdp=fsdp, tensor=tensor)), console=console)
-    with watching_others(), leaving_at_once():
-        outcome = run_stages(tiny_stages(int(steps))[: int(stages)], run)
+    run = tiny_run(Path(folder), make_mesh(MeshConfig(data=data, fsdp=fsdp, tensor=tensor)), console=Console())
+    outcome = run_stages(tiny_stages(int(steps))[: int(stages)], run)
     print(outcome.value, flush=True)
     return STOPPED_EXIT_CODE if outcome is Outcome.STOPPED else 0
 
