@@ -55,7 +55,7 @@ def with_identity_layer(loaded: LoadedModel) -> LoadedModel:
     width, dtype = loaded.config.decoder.width, first["kernel"].dtype
     second = {"kernel": jnp.eye(width, dtype=dtype)} | ({"bias": jnp.zeros(width, dtype)} if bias else {})
     model = loaded.config.model_copy(update={"connector": MLPConfig(activation="linear", bias=bias)})
-    return _changed(loaded, model, connector={"layers_0": first, "layers_1": second})
+    return _changed(loaded, model, connector={**loaded.parameters["connector"], "layers_1": second})
 
 
 def with_resized_positions(loaded: LoadedModel) -> LoadedModel:

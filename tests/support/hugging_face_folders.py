@@ -110,6 +110,33 @@ def write_llava(folder: Path, family: str = "clip", tied: bool = False) -> trans
     return model
 
 
+def write_llava_next(
+    folder: Path, grids: tuple[tuple[int, int], ...] = ((1, 2), (2, 1), (2, 2))
+) -> transformers.LlavaNextForConditionalGeneration:
+    """Write a LLaVA-NeXT with tiles of 16 x 16 pixels and its processor, and return the model."""
+    pinpoints = [[rows * 16, columns * 16] for rows, columns in grids]
+    config = transformers.LlavaNextConfig(
+        vision_config=vision_config("clip"),
+        text_config=text_config(),
+        image_token_index=SPECIAL_TOKENS.index("<image>"),
+        image_grid_pinpoints=pinpoints,
+    )
+    model = randomise(transformers.LlavaNextForConditionalGeneration(config))
+    model.save_pretrained(folder)
+    images = transformers.LlavaNextImageProcessorPil(
+        size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}, image_grid_pinpoints=pinpoints
+    )
+    processor = transformers.LlavaNextProcessor(
+        image_processor=images,
+        tokenizer=tiny_tokenizer(),
+        patch_size=4,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+    )
+    processor.save_pretrained(folder)
+    return model
+
+
 def write_blip2(folder: Path) -> transformers.Blip2ForConditionalGeneration:
     """Write a BLIP-2 with its processor, which puts five tokens before the text, and return the model."""
     config = transformers.Blip2Config(

@@ -6,6 +6,7 @@ from mllm_jax.interop.families.blip2 import BLIP2
 from mllm_jax.interop.families.composite import CompositeFamily
 from mllm_jax.interop.families.family import Family, FamilyError, HuggingFaceConfig
 from mllm_jax.interop.families.llava import LLAVA
+from mllm_jax.interop.families.llava_next import LLAVA_NEXT
 from mllm_jax.interop.families.parts import (
     DECODER_FAMILIES,
     ENCODER_FAMILIES,
@@ -16,7 +17,7 @@ from mllm_jax.interop.families.parts import (
 from mllm_jax.models.multimodal import MultimodalConfig
 from mllm_jax.models.parameters import ModelConfig
 
-COMPOSITE_FAMILIES: tuple[CompositeFamily, ...] = (LLAVA, BLIP2)
+COMPOSITE_FAMILIES: tuple[CompositeFamily, ...] = (LLAVA, LLAVA_NEXT, BLIP2)
 """Multimodal families; a model of ours is exported as the first that it is like."""
 
 
@@ -43,6 +44,7 @@ def family_of_config(config: ModelConfig) -> Family[Any]:
     reasons = []
     for composite in COMPOSITE_FAMILIES:
         try:
+            _agree_on_tiles(composite, config)
             family = composite.of_config(config)
             family.to_hugging_face(config)
         except FamilyError as error:
@@ -50,3 +52,12 @@ def family_of_config(config: ModelConfig) -> Family[Any]:
         else:
             return family
     raise no_family(config, list(dict.fromkeys(reasons)))
+
+
+def _agree_on_tiles(composite: CompositeFamily, config: MultimodalConfig) -> None:
+    if composite.tiled != (config.tiling is not None):
+        tiles = "several tiles" if composite.tiled else "one whole"
+        names = ", ".join(composite.model_types)
+        raise FamilyError(
+            f"{names}: these models take an image as {tiles}, but this one's tiling is {config.tiling!r}."
+        )

@@ -55,3 +55,5 @@ class CompositeFamily:
     of_config: Callable[[MultimodalConfig], MultimodalFamily]
     """The family as which a model of ours may be exported; raises FamilyError for parts that have no family. Whether
     the whole is one of the family is what its `to_hugging_face` says."""
+    tiled: bool = False
+    """Whether its models take images as tiles; none of the others do."""

@@ -1,0 +1,106 @@
+"""From tars of images of odd sizes to a model with tiles that answers and is exported: every room, two steps."""
+
+import io
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_pipelines.shards import ImageText, write_shards
+from data_pipelines.tokenizer import load_tokenizer
+from mllm_jax.assemble import make_ingredients
+from mllm_jax.checkpoint.checkpointer import CheckpointConfig
+from mllm_jax.config import load_run
+from mllm_jax.generation.answering import Answerer
+from mllm_jax.generation.batch import answer_prompt
+from mllm_jax.generation.decode import DecodingConfig
+from mllm_jax.interop.export import export
+from mllm_jax.interop.model_folder import LoadedModel, load_model
+from mllm_jax.models.parameters import init_parameters
+from mllm_jax.parallel.mesh import MeshConfig, make_mesh
+from mllm_jax.training.metrics import LoggingConfig
+from mllm_jax.training.plan import Run
+from mllm_jax.training.run import Outcome, run_stages
+from tests.support.small_tokenizers import CHAT_TOKENS, sentencepiece_model
+
+RUN_FILE = """
+output: {folder}/run
+model:
+  encoder:
+    preset: tiny_vit
+    architecture: {{image_size: [8, 8], patch_size: 4, width: 16, layers: 1, heads: 2, feed_forward_width: 16,
+      activation: gelu_tanh, pixel_mean: [0.5, 0.5, 0.5]}}
+  connector: {{kind: mlp}}
+  decoder:
+    preset: tiny_llama
+    architecture: {{width: 16, layers: 1, heads: 2, kv_heads: 1, head_width: 8, feed_forward_width: 16}}
+  tokenizer: {folder}/tokenizer
+  chat_template: vicuna_v1
+  tiling: {{grids: [[1, 2], [2, 1], [2, 2]]}}
+  precision: {{compute: float32}}
+data:
+  lanes: 2
+  shuffle_window: 4
+  sources:
+    pairs: {{kind: webdataset, shards: "{folder}/shards/*.tar"}}
+stages:
+  - {{name: align, template: plain, mixture: {{pairs: 1}}, rows: 2, row_length: 96, images_per_row: 6, steps: 2,
+      trainable: ["**"], schedule: {{peak: 1e-2, warmup: 0}}}}
+"""
+
+
+def png(number: int) -> bytes:
+    size = (5 + number * 7 % 30, 5 + number * 11 % 30)
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(number).integers(0, 256, (*size, 3), dtype=np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    folder = tmp_path_factory.mktemp("tiled")
+    (folder / "tokenizer.model").write_bytes(sentencepiece_model("bpe"))
+    tokenizer = load_tokenizer(folder / "tokenizer.model", CHAT_TOKENS)
+    (folder / "tokenizer").mkdir()
+    for name, content in tokenizer.files().items():
+        (folder / "tokenizer" / name).write_bytes(content)
+    write_shards((ImageText(png(number), f"red {number}", "png") for number in range(20)), folder / "shards")
+    (folder / "run.yaml").write_text(RUN_FILE.format(folder=folder))
+    config = load_run(folder / "run.yaml")
+    run = Run(
+        folder=Path(config.output),
+        ingredients=make_ingredients(config),
+        mesh=make_mesh(MeshConfig(), jax.devices()[:1]),
+        checkpoint=CheckpointConfig(),
+        logging=LoggingConfig(every=1, tensorboard=False),
+        console=None,
+    )
+    assert run_stages(config.stages, run) is Outcome.FINISHED
+    return load_model(config.output)
+
+
+def test_every_part_trains_and_the_newline_too(trained: LoadedModel) -> None:
+    metrics = Path(trained.source.partition(" ")[0]) / "metrics.jsonl"
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    assert [np.isfinite(line["loss"]) for line in lines if "loss" in line] == [True, True]
+    begun = init_parameters(trained.config, jax.random.key(0))
+    for part, tree in begun.items():
+        changed = jax.tree.map(lambda first, last: not np.array_equal(first, last), tree, trained.parameters[part])
+        assert any(jax.tree.leaves(changed)), part
+    assert not np.array_equal(begun["connector"]["newline"], trained.parameters["connector"]["newline"])
+
+
+def test_it_answers_and_is_exported(trained: LoadedModel, tmp_path: Path) -> None:
+    (tmp_path / "image.png").write_bytes(png(3))
+    answer = answer_prompt(Answerer(trained, DecodingConfig(max_new_tokens=3)), "red?", [tmp_path / "image.png"])
+    assert len(answer.tokens) <= 3
+    export(trained, tmp_path / "exported")
+    written = json.loads((tmp_path / "exported" / "config.json").read_text())
+    assert written["architectures"] == ["LlavaNextForConditionalGeneration"]
+    assert written["image_grid_pinpoints"] == [[8, 16], [16, 8], [16, 16]]
+    again = load_model(tmp_path / "exported")
+    assert again.config.tiling == trained.config.tiling
+    assert jax.tree.all(jax.tree.map(np.array_equal, again.parameters, trained.parameters))
