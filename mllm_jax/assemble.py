@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 
 import jax
+from flax.traverse_util import flatten_dict, unflatten_dict
 from rich.console import Console
 
 from data_pipelines.loader import Loader, Preparation
@@ -21,8 +22,9 @@ from mllm_jax.interop.backbones import load_backbone
 from mllm_jax.interop.description import ModelDescription
 from mllm_jax.interop.hub import local_folder
 from mllm_jax.model_choice import ModelChoice, multimodal_config
+from mllm_jax.models.connectors.visual_expert import copied_from
 from mllm_jax.models.multimodal import MultimodalConfig, slot_features, tile_features
-from mllm_jax.models.parameters import init_parameters
+from mllm_jax.models.parameters import abstract_parameters, init_parameters
 from mllm_jax.parallel.mesh import make_mesh
 from mllm_jax.parallel.processes import is_first_process, start_processes
 from mllm_jax.parallel.rules import ParameterTree
@@ -101,20 +103,29 @@ def _tokenizer(model: ModelChoice) -> Tokenizer:
 def _initial_parameters(config: RunConfig, model: MultimodalConfig, abstract: ParameterTree) -> ParameterTree:
     """Pretrained where the run file names weights, random elsewhere; made where they belong."""
     weights = {"encoder": config.model.encoder.weights, "decoder": config.model.decoder.weights}
-    loaded: ParameterTree = {}
+    wanted = flatten_dict(abstract)
+    loaded: dict[tuple[str, ...], jax.Array] = {}
     for part, folder in weights.items():
-        if folder and part in abstract:
-            backbone = load_backbone(folder, getattr(model, part), abstract[part])
+        # What a connector adds to the decoder is in no decoder's folder.
+        own = {(part, *key) for key in flatten_dict(abstract_parameters(getattr(model, part)))}
+        below = {key[1:]: leaf for key, leaf in wanted.items() if key in own}
+        if folder and below:
+            backbone = load_backbone(folder, getattr(model, part), unflatten_dict(below))
             for sentence in backbone.adjusted:
                 LOGGER.info("%s from %s: %s", part, folder, sentence)
-            loaded[part] = backbone.parameters
-    rest = {part: tree for part, tree in abstract.items() if part not in loaded}
+            loaded |= {(part, *key): leaf for key, leaf in flatten_dict(backbone.parameters).items()}
+    for path in wanted.keys() - loaded.keys():
+        source = copied_from(path)
+        if source in loaded:
+            loaded[path] = jax.device_put(loaded[source].astype(wanted[path].dtype), wanted[path].sharding).copy()
+    rest = {path: leaf for path, leaf in wanted.items() if path not in loaded}
 
-    def random() -> ParameterTree:
-        parameters = init_parameters(model, jax.random.key(config.seed))
-        return jax.tree.map(lambda like, leaf: leaf.astype(like.dtype), rest, {part: parameters[part] for part in rest})
+    def random() -> dict[tuple[str, ...], jax.Array]:
+        parameters = flatten_dict(init_parameters(model, jax.random.key(config.seed)))
+        return {path: parameters[path].astype(leaf.dtype) for path, leaf in rest.items()}
 
-    return (jax.jit(random, out_shardings=shardings_of(rest))() if rest else {}) | loaded
+    made = jax.jit(random, out_shardings=shardings_of(rest))() if rest else {}
+    return unflatten_dict(made | loaded)
 
 
 def _open_feed(config: RunConfig, model: MultimodalConfig, tokenizer: Tokenizer, request: FeedRequest) -> Loader:

@@ -18,7 +18,7 @@ from data_pipelines.batch import Batch
 from data_pipelines.config_class import Config
 from mllm_jax.generation.prompts import Prompt, bucket, pad_prompts
 from mllm_jax.generation.sampling import SamplingConfig, sample
-from mllm_jax.models.connectors.choice import added_blocks
+from mllm_jax.models.connectors.choice import added_weights
 from mllm_jax.models.decoder import Decoder, make_cache
 from mllm_jax.models.layers.cache import KVCache
 from mllm_jax.models.layers.media import Media
@@ -138,7 +138,7 @@ def decoder_of(model: LanguageModel, parameters: Parameters) -> tuple[Decoder, P
     """The language model inside a model, and its parameters."""
     if isinstance(model, Decoder):
         return model, parameters
-    added = added_blocks(model.config.connector)
+    added = added_weights(model.config.connector)
     decoder = Decoder(model.config.decoder, added, dtype=model.dtype, param_dtype=model.param_dtype)
     return decoder, parameters["decoder"]
 

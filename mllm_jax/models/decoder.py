@@ -1,6 +1,7 @@
 """The decoder language model: LLaMA, Qwen, Gemma, OPT, GPT-2 and their relatives are values of one config."""
 
 import math
+from functools import partial
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -11,14 +12,17 @@ from pydantic import Field, model_validator
 
 from data_pipelines.config_class import Config
 from mllm_jax.models.connectors.gated_cross_attention import GatedCrossAttentionBlock, GatedCrossAttentionConfig
+from mllm_jax.models.connectors.prefix_adapter import PrefixAdapterConfig
+from mllm_jax.models.connectors.visual_expert import VisualExpertConfig
 from mllm_jax.models.layers.activations import ActivationName
 from mllm_jax.models.layers.attention import SelfAttention, soft_capped
 from mllm_jax.models.layers.cache import KVCache, advance, empty_cache
 from mllm_jax.models.layers.feed_forward import FEED_FORWARDS, FeedForwardName
 from mllm_jax.models.layers.interleaved import Blocks, Interleaving, run_interleaved
 from mllm_jax.models.layers.layer_kinds import LayerKind, Rotation, Views, make_views
-from mllm_jax.models.layers.media import Media
+from mllm_jax.models.layers.media import Media, where_image
 from mllm_jax.models.layers.norms import NORMS, NormName
+from mllm_jax.models.layers.prefix import Prefixes, PrefixTable
 from mllm_jax.models.layers.rotary_scaling import LongRotaryScaling, OptionalRotaryScaling
 from mllm_jax.models.layers.stack import StackConfig, run_stack
 from mllm_jax.models.layers.vocabulary import PositionEmbedding, TokenEmbedding, TokenOutput, without_padding
@@ -161,16 +165,19 @@ class DecoderBlock(nn.Module):
             name="attention",
         )
 
-    def feed_forward(self) -> nn.Module:
-        config = self.config
-        return FEED_FORWARDS[config.feed_forward](
+    def feed_forward(self, hidden: Float[Array, "B T D"], views: Views) -> Float[Array, "B T D"]:
+        config, formats = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        layer = partial(
+            FEED_FORWARDS[config.feed_forward],
             config.feed_forward_width,
             activation=config.activation,
             bias=config.feed_forward_bias,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            name="feed_forward",
+            **formats,
         )
+        processed = layer(name="feed_forward")(hidden)
+        if views.at_image is None:
+            return processed
+        return where_image(views.at_image, layer(name="image_feed_forward")(hidden), processed)
 
     @nn.compact
     @jaxtyped(typechecker=beartype)
@@ -179,11 +186,12 @@ class DecoderBlock(nn.Module):
     ) -> tuple[tuple[Float[Array, "B T D"], KVCache | None], None]:
         hidden, cache = carry
         mask, angles = views.of(layer)
-        attended, cache = self.attention()(self.norm("attention_norm", hidden), mask, angles, cache, layer)
+        prefix, normed = views.prefix_of(layer), self.norm("attention_norm", hidden)
+        attended, cache = self.attention()(normed, mask, angles, cache, layer, prefix, views.at_image)
         if self.config.post_norms:
             attended = self.norm("attention_post_norm", attended)
         hidden = hidden + attended
-        processed = self.feed_forward()(self.norm("feed_forward_norm", hidden))
+        processed = self.feed_forward(self.norm("feed_forward_norm", hidden), views)
         if self.config.post_norms:
             processed = self.norm("feed_forward_post_norm", processed)
         return (nn.with_logical_constraint(hidden + processed, HIDDEN_AXES), cache), None
@@ -191,8 +199,8 @@ class DecoderBlock(nn.Module):
 
 class Decoder(nn.Module):
     config: DecoderConfig
-    added: GatedCrossAttentionConfig | None = None
-    """Blocks that a connector puts between the layers, to read images."""
+    added: GatedCrossAttentionConfig | PrefixAdapterConfig | VisualExpertConfig | None = None
+    """What a connector puts between the layers or into them, for images."""
     dtype: Any = jnp.float32
     """Compute format."""
     param_dtype: Any = jnp.float32
@@ -242,16 +250,26 @@ class Decoder(nn.Module):
     ) -> tuple[Float[Array, "B T D"], KVCache | None]:
         config, added, formats = self.config, self.added, {"dtype": self.dtype, "param_dtype": self.param_dtype}
         arguments = {"config": config, **formats}
-        if added is None:
-            return run_stack(self, DecoderBlock, arguments, config.stack, config.layers)((hidden, cache), views)
-        if media is None:
-            raise ValueError(
-                "the decoder has blocks that read images, but is given none; rows without images have N = 0"
-            )
-        layers = Blocks(DecoderBlock, arguments, "blocks", (views,))
-        readers = Blocks(GatedCrossAttentionBlock, {"config": added, **formats}, "cross_blocks", (media,))
-        places = Interleaving(config.layers, added.every, added.first)
-        return run_interleaved(self, layers, readers, places, config.stack, (hidden, cache))
+        if added is not None and media is None:
+            raise ValueError("the decoder has weights for images, but is given none; rows without images have N = 0")
+        if isinstance(added, GatedCrossAttentionConfig):
+            layers = Blocks(DecoderBlock, arguments, "blocks", (views,))
+            readers = Blocks(GatedCrossAttentionBlock, {"config": added, **formats}, "cross_blocks", (media,))
+            places = Interleaving(config.layers, added.every, added.first)
+            return run_interleaved(self, layers, readers, places, config.stack, (hidden, cache))
+        if isinstance(added, PrefixAdapterConfig):
+            views = views._replace(prefixes=self._prefixes(added, media))
+        elif isinstance(added, VisualExpertConfig):
+            views = views._replace(at_image=media.at_image)
+        return run_stack(self, DecoderBlock, arguments, config.stack, config.layers)((hidden, cache), views)
+
+    def _prefixes(self, added: PrefixAdapterConfig, media: Media) -> Prefixes:
+        config, formats = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        gates = config.heads if added.gate == "head" else 1
+        table = PrefixTable(added.layers, added.length, config.width, gates, name="prefix", **formats)
+        embeddings, stored = table(config.layers)
+        opened = jnp.tanh(stored) if added.gate_activation == "tanh" else stored
+        return Prefixes(embeddings, opened, None if added.visual is None else media)
 
     @jaxtyped(typechecker=beartype)
     def logits(self, hidden: Float[Array, "B T D"]) -> Float32[Array, "B T V"]:

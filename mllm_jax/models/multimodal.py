@@ -10,7 +10,7 @@ from pydantic import model_validator
 
 from data_pipelines.config_class import Config
 from data_pipelines.transforms.tiling import Size, TilingConfig, image_layout
-from mllm_jax.models.connectors.choice import ConnectorConfig, added_blocks, is_merged, make_connector
+from mllm_jax.models.connectors.choice import ConnectorConfig, added_weights, is_merged, make_connector
 from mllm_jax.models.connectors.mlp import MLPConfig
 from mllm_jax.models.connectors.newline import NewlineConnector
 from mllm_jax.models.decoder import Decoder, DecoderConfig
@@ -31,6 +31,9 @@ class MultimodalConfig(Config):
         slot_features(self)  # Raises where the encoder's patches do not suit the connector.
         if self.tiling is not None:
             tile_features(self)
+        added = added_weights(self.connector)
+        if added is not None:
+            added.check_decoder(self.decoder.layers, mixture=False)
         return self
 
 
@@ -91,7 +94,7 @@ class Multimodal(nn.Module):
         self.connector = (NewlineConnector if has_newline else make_connector)(
             self.config.connector, self.config.encoder.feature_grid, self.config.decoder.width, **formats
         )
-        self.decoder = Decoder(self.config.decoder, added_blocks(self.config.connector), **formats)
+        self.decoder = Decoder(self.config.decoder, added_weights(self.config.connector), **formats)
 
     @jaxtyped(typechecker=beartype)
     def __call__(
@@ -150,8 +153,8 @@ class Multimodal(nn.Module):
         image_index: Int[Array, "B T"],
         segment_ids: Int[Array, "B T"],
     ) -> Media | None:
-        """What the decoder's blocks read of the images; None where images are embeddings and nothing else."""
-        if added_blocks(self.config.connector) is None:
+        """What the decoder's added weights read of the images; None where images are embeddings and nothing else."""
+        if added_weights(self.config.connector) is None:
             return None
         latest = latest_images(image_index, segment_ids, slot_features(self.config))
         return Media(image_features, latest, image_index >= 0)

@@ -13,7 +13,9 @@ from mllm_jax.models.connectors.linear import LinearConfig
 from mllm_jax.models.connectors.mlp import MLPConfig, MLPConnector
 from mllm_jax.models.connectors.perceiver import PerceiverConfig, PerceiverConnector
 from mllm_jax.models.connectors.pixel_shuffle import PixelShuffleConfig, PixelShuffleConnector
+from mllm_jax.models.connectors.prefix_adapter import PrefixAdapterConfig, PrefixAdapterConnector
 from mllm_jax.models.connectors.q_former import QFormerConfig, QFormerConnector
+from mllm_jax.models.connectors.visual_expert import VisualExpertConfig, VisualExpertConnector
 
 ConnectorConfig = Annotated[
     LinearConfig
@@ -23,7 +25,9 @@ ConnectorConfig = Annotated[
     | ConvolutionConfig
     | PerceiverConfig
     | QFormerConfig
-    | GatedCrossAttentionConfig,
+    | GatedCrossAttentionConfig
+    | PrefixAdapterConfig
+    | VisualExpertConfig,
     Field(discriminator="kind"),
 ]
 
@@ -36,10 +40,12 @@ CONNECTORS: dict[str, type[nn.Module]] = {
     "perceiver": PerceiverConnector,
     "q_former": QFormerConnector,
     "gated_cross_attention": GatedCrossAttentionConnector,
+    "prefix_adapter": PrefixAdapterConnector,
+    "visual_expert": VisualExpertConnector,
 }
 
-AddedBlocks = GatedCrossAttentionConfig
-"""Connectors that put blocks of their own into the decoder."""
+AddedWeights = GatedCrossAttentionConfig | PrefixAdapterConfig | VisualExpertConfig
+"""Connectors that put weights of their own into the decoder."""
 
 
 def make_connector(config: ConnectorConfig, grid: FeatureGrid, width: int, dtype: Any, param_dtype: Any) -> nn.Module:
@@ -47,11 +53,11 @@ def make_connector(config: ConnectorConfig, grid: FeatureGrid, width: int, dtype
     return CONNECTORS[config.kind](config, grid, width, dtype=dtype, param_dtype=param_dtype)
 
 
-def added_blocks(config: ConnectorConfig) -> AddedBlocks | None:
-    """The config of the blocks that a connector puts into the decoder; None: it puts none."""
-    return config if isinstance(config, AddedBlocks) else None
+def added_weights(config: ConnectorConfig) -> AddedWeights | None:
+    """The config of the weights that a connector puts into the decoder; None: it puts none."""
+    return config if isinstance(config, AddedWeights) else None
 
 
 def is_merged(config: ConnectorConfig) -> bool:
     """Whether an image's features stand among the embeddings, where its tokens are."""
-    return not isinstance(config, GatedCrossAttentionConfig)
+    return not isinstance(config, GatedCrossAttentionConfig | PrefixAdapterConfig)

@@ -58,6 +58,13 @@ class GatedCrossAttentionConfig(Config):
         """An image takes one token, which marks its place; its features go to the blocks."""
         return 1
 
+    def check_decoder(self, layers: int, mixture: bool) -> None:
+        """Raises ValueError where the blocks do not fit a decoder of so many layers, or a mixture of experts."""
+        if self.first >= layers:
+            raise ValueError(f"connector.first is {self.first}, but the decoder has {layers} layers, counted from 0")
+        if mixture:
+            raise ValueError("gated cross-attention does not go with a decoder that is a mixture of experts")
+
 
 class GatedCrossAttentionConnector(nn.Module):
     """Makes what the blocks read."""

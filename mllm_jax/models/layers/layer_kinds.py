@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mllm_jax.models.layers.cache import KVCache, next_slots
 from mllm_jax.models.layers.masks import cached_mask, packed_mask
+from mllm_jax.models.layers.prefix import Prefix, Prefixes
 from mllm_jax.models.layers.rotary import rotary_angles, rotary_frequencies, segment_lengths
 from mllm_jax.models.layers.rotary_scaling import RotaryScaling
 
@@ -41,6 +42,15 @@ class Views(NamedTuple):
     cosines: Float[Array, "kinds B T half"] | None
     """None: no layer turns its heads."""
     sines: Float[Array, "kinds B T half"] | None
+
+    prefixes: Prefixes | None = None
+    """What queries read besides the tokens; None: nothing."""
+    at_image: Bool[Array, "B T"] | None = None
+    """Tokens that have weights of their own; None: there are none."""
+
+    def prefix_of(self, layer: Int[Array, ""]) -> Prefix | None:
+        """What the queries of one layer read besides the tokens."""
+        return None if self.prefixes is None else self.prefixes.of(layer, self.masks.shape[1])
 
     def of(self, layer: Int[Array, ""]) -> tuple[Bool[Array, "B 1 T S"], Angles | None]:
         """The mask and the angles of one layer."""

@@ -13,12 +13,12 @@ class Media(NamedTuple):
     features: Float[Array, "B N Q E"]
     latest: Int[Array, "B T"]
     """The slot of the latest image at or before a token within its segment; -1: there is none."""
-    at_image: Bool[Array, "B T"]
-    """Which tokens are of an image."""
+    at_image: Bool[Array, "B T"] | None
+    """Which tokens are of an image; None: none of them is, and nothing is computed for them."""
 
     def after(self, latest: Int[Array, " B"]) -> "Media":
         """For tokens of text that follow a prompt, one a row; `latest` is that of the prompt's end."""
-        return self._replace(latest=latest[:, None], at_image=jnp.zeros((len(latest), 1), bool))
+        return self._replace(latest=latest[:, None], at_image=None)
 
 
 def latest_images(
@@ -43,3 +43,10 @@ def latest_mask(latest: Int[Array, "B T"], slots: int, slot_features: int) -> Bo
     """Over the features of all slots, end to end: each token sees those of its latest image."""
     slot_of_feature = jnp.arange(slots * slot_features) // slot_features
     return (latest[:, :, None] == slot_of_feature)[:, None]
+
+
+def where_image(
+    at_image: Bool[Array, "B T"], images: Float[Array, "B T ..."], text: Float[Array, "B T ..."]
+) -> Float[Array, "B T ..."]:
+    """What stands for the tokens of images, and what for the others."""
+    return jnp.where(at_image.reshape(*at_image.shape, *(1,) * (text.ndim - 2)), images, text)
