@@ -24,6 +24,7 @@ IMAGE_TOKEN = "<image>"
 """The token that holds an image's places in a sequence."""
 
 STARTS_WITH_BOS = "starts_with_bos"
+PLACEHOLDER = "image_placeholder"
 
 
 class TokenBoundaryError(ValueError):
@@ -144,13 +145,23 @@ class Tokenizer:
         return 0 if self.pad_token is None else self.special_id(self.pad_token)
 
     @property
+    def image_token(self) -> str:
+        """The name of the token that holds an image's places: `<image>`, or what a foreign tokenizer calls it."""
+        name: str = self._config.get(PLACEHOLDER, IMAGE_TOKEN)
+        return name
+
+    @property
     def image_id(self) -> int:
-        """The id of `<image>`.
+        """The id of `image_token`.
 
         Raises:
             ValueError: the tokenizer was loaded without it.
         """
-        return self.special_id(IMAGE_TOKEN)
+        return self.special_id(self.image_token)
+
+    def with_image_token(self, name: str) -> "Tokenizer":
+        """The same tokenizer with another of its special tokens holding the places of images."""
+        return Tokenizer(self._json, self._config | ({} if name == self.image_token else {PLACEHOLDER: name}))
 
     @property
     def starts_with_bos(self) -> bool:
@@ -187,8 +198,10 @@ class Tokenizer:
             "padding_side": "left",
             STARTS_WITH_BOS: self.starts_with_bos,
         }
-        if self.has_special(IMAGE_TOKEN):
-            config["extra_special_tokens"] = {"image_token": IMAGE_TOKEN}
+        if self.has_special(self.image_token):
+            config["extra_special_tokens"] = {"image_token": self.image_token}
+        if self.image_token != IMAGE_TOKEN:
+            config[PLACEHOLDER] = self.image_token
         files = {
             TOKENIZER_JSON: _dumped(self._json),
             TOKENIZER_CONFIG: _dumped(config | roles),

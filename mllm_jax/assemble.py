@@ -10,11 +10,11 @@ from rich.console import Console
 
 from data_pipelines.loader import Loader, Preparation
 from data_pipelines.storage import Storage
-from data_pipelines.tokenizer import Tokenizer, load_tokenizer
+from data_pipelines.tokenizer import IMAGE_TOKEN, Tokenizer, load_tokenizer
 from data_pipelines.transforms.chat_template import render
 from data_pipelines.transforms.image import ImageTransformConfig, decode_image
 from data_pipelines.transforms.template_check import check_template
-from data_pipelines.transforms.templates import TEMPLATES
+from data_pipelines.transforms.templates import TEMPLATES, ChatTemplate
 from data_pipelines.transforms.tiles import TiledImages
 from mllm_jax.checkpoint.layout import write_whole
 from mllm_jax.config import RunConfig, resolved_yaml
@@ -23,8 +23,11 @@ from mllm_jax.interop.description import ModelDescription
 from mllm_jax.interop.hub import local_folder
 from mllm_jax.model_choice import ModelChoice, multimodal_config
 from mllm_jax.models.connectors.visual_expert import copied_from
+from mllm_jax.models.decoder import DecoderConfig
+from mllm_jax.models.fused import encoder_parts
 from mllm_jax.models.multimodal import MultimodalConfig, slot_features, tile_features
 from mllm_jax.models.parameters import abstract_parameters, init_parameters
+from mllm_jax.models.vit import ViTConfig
 from mllm_jax.parallel.mesh import make_mesh
 from mllm_jax.parallel.processes import is_first_process, start_processes
 from mllm_jax.parallel.rules import ParameterTree
@@ -71,10 +74,11 @@ def make_ingredients(config: RunConfig) -> Ingredients:
     Raises:
         ValueError: a tokenizer that does not fit a template or the embedding.
     """
-    tokenizer = _tokenizer(config.model)
-    for name in dict.fromkeys([config.model.chat_template, *(stage.template for stage in config.stages)]):
-        if name is not None:
-            check_template(TEMPLATES[name], tokenizer)
+    names = dict.fromkeys([config.model.chat_template, *(stage.template for stage in config.stages)])
+    templates = [TEMPLATES[name] for name in names if name is not None]
+    tokenizer = _tokenizer(config.model, templates)
+    for template in templates:
+        check_template(template, tokenizer)
     model = multimodal_config(config.model, tokenizer.vocabulary_size)
     description = ModelDescription(
         model=model,
@@ -91,29 +95,30 @@ def make_ingredients(config: RunConfig) -> Ingredients:
     )
 
 
-def _tokenizer(model: ModelChoice) -> Tokenizer:
+def _tokenizer(model: ModelChoice, templates: list[ChatTemplate]) -> Tokenizer:
+    """The decoder's tokenizer, with the tokens that stand for images and around them."""
     path = model.tokenizer or model.decoder.weights
     if path is None:
         raise RunFileError(
             "model.tokenizer: is null, and so is model.decoder.weights: name a tokenizer or a decoder folder"
         )
-    return load_tokenizer(local_folder(path))
+    around_images = dict.fromkeys(token for template in templates for token in template.image.tokens)
+    return load_tokenizer(local_folder(path), added_tokens=(IMAGE_TOKEN, *around_images))
 
 
 def _initial_parameters(config: RunConfig, model: MultimodalConfig, abstract: ParameterTree) -> ParameterTree:
     """Pretrained where the run file names weights, random elsewhere; made where they belong."""
-    weights = {"encoder": config.model.encoder.weights, "decoder": config.model.decoder.weights}
     wanted = flatten_dict(abstract)
     loaded: dict[tuple[str, ...], jax.Array] = {}
-    for part, folder in weights.items():
+    for path, (folder, part) in _backbones(config.model, model).items():
         # What a connector adds to the decoder is in no decoder's folder.
-        own = {(part, *key) for key in flatten_dict(abstract_parameters(getattr(model, part)))}
-        below = {key[1:]: leaf for key, leaf in wanted.items() if key in own}
+        own = {(*path, *key) for key in flatten_dict(abstract_parameters(part))}
+        below = {key[len(path) :]: leaf for key, leaf in wanted.items() if key in own}
         if folder and below:
-            backbone = load_backbone(folder, getattr(model, part), unflatten_dict(below))
+            backbone = load_backbone(folder, part, unflatten_dict(below))
             for sentence in backbone.adjusted:
-                LOGGER.info("%s from %s: %s", part, folder, sentence)
-            loaded |= {(part, *key): leaf for key, leaf in flatten_dict(backbone.parameters).items()}
+                LOGGER.info("%s from %s: %s", "/".join(path), folder, sentence)
+            loaded |= {(*path, *key): leaf for key, leaf in flatten_dict(backbone.parameters).items()}
     for path in wanted.keys() - loaded.keys():
         source = copied_from(path)
         if source in loaded:
@@ -126,6 +131,18 @@ def _initial_parameters(config: RunConfig, model: MultimodalConfig, abstract: Pa
 
     made = jax.jit(random, out_shardings=shardings_of(rest))() if rest else {}
     return unflatten_dict(made | loaded)
+
+
+def _backbones(
+    choice: ModelChoice, model: MultimodalConfig
+) -> dict[tuple[str, ...], tuple[str | None, ViTConfig | DecoderConfig]]:
+    """Path to the parameters of every part that can be pretrained -> its folder and its architecture."""
+    folders = [each.weights for each in (choice.encoder, *choice.encoder.fused_with)]
+    encoders = encoder_parts(model.encoder).items()
+    found: dict[tuple[str, ...], tuple[str | None, ViTConfig | DecoderConfig]] = {
+        ("encoder", *path): (folder, part) for folder, (path, part) in zip(folders, encoders, strict=True)
+    }
+    return found | {("decoder",): (choice.decoder.weights, model.decoder)}
 
 
 def _open_feed(config: RunConfig, model: MultimodalConfig, tokenizer: Tokenizer, request: FeedRequest) -> Loader:

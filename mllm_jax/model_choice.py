@@ -13,6 +13,7 @@ from mllm_jax.config_errors import sentences, suggest
 from mllm_jax.interop.backbones import architecture_of
 from mllm_jax.models.connectors.choice import ConnectorConfig
 from mllm_jax.models.decoder import DecoderConfig
+from mllm_jax.models.fused import EncoderConfig, FusedConfig
 from mllm_jax.models.layers.precision import PrecisionConfig
 from mllm_jax.models.multimodal import MultimodalConfig
 from mllm_jax.models.presets import DECODERS, ENCODERS
@@ -23,8 +24,8 @@ ConfigType = TypeVar("ConfigType", bound=Config)
 Found = TypeVar("Found")
 
 
-class EncoderChoice(Config):
-    """The vision encoder: a named size or a pretrained folder, with fields changed."""
+class EncoderPart(Config):
+    """A vision transformer: a named size or a pretrained folder, with fields changed."""
 
     preset: str | None = None
     """A named size of models/presets.py; where `weights` are given, they say the architecture instead."""
@@ -32,6 +33,13 @@ class EncoderChoice(Config):
     """A Hugging Face folder, an imported folder or a hub id; null starts from random parameters."""
     architecture: dict[str, Any] = Field(default={}, json_schema_extra={"$ref_fields": "ViTConfig"})
     """Fields of ViTConfig that differ from the preset's or the weights'."""
+
+
+class EncoderChoice(EncoderPart):
+    """The vision encoder: one vision transformer, or several side by side."""
+
+    fused_with: tuple[EncoderPart, ...] = ()
+    """Those beside this one; the features of all are concatenated, so their patches must lie in the same grid."""
 
 
 class DecoderChoice(Config):
@@ -70,18 +78,41 @@ def complete_architectures(model: ModelChoice, raw: RawRun) -> ModelChoice:
     Raises:
         RunFileError: an unknown preset, a folder that is not there or holds another model, a wrong or missing field.
     """
-    encoder = _complete(model.encoder, ENCODERS, ViTConfig, ("model", "encoder"), raw)
+    encoder = _complete_encoder(model.encoder, ("model", "encoder"), raw)
     decoder = _complete(model.decoder, DECODERS, DecoderConfig, ("model", "decoder"), raw)
     return model.model_copy(
         update={
-            "encoder": model.encoder.model_copy(update={"architecture": encoder}),
+            "encoder": encoder,
             "decoder": model.decoder.model_copy(update={"architecture": decoder}),
-            "image_transform": _complete_transform(model.image_transform, ViTConfig.model_validate(encoder), raw),
+            "image_transform": _complete_transform(model.image_transform, encoder_config(encoder), raw),
         }
     )
 
 
-def _complete_transform(changes: dict[str, Any], encoder: ViTConfig, raw: RawRun) -> dict[str, Any]:
+def _complete_encoder(choice: EncoderChoice, key: KeyPath, raw: RawRun) -> EncoderChoice:
+    architecture = _complete(choice, ENCODERS, ViTConfig, key, raw)
+    others = tuple(
+        other.model_copy(
+            update={"architecture": _complete(other, ENCODERS, ViTConfig, (*key, "fused_with", index), raw)}
+        )
+        for index, other in enumerate(choice.fused_with)
+    )
+    complete = choice.model_copy(update={"architecture": architecture, "fused_with": others})
+    try:
+        encoder_config(complete)
+    except ValidationError as error:
+        place = f"{raw.origin(key)}: {format_key(key)}"
+        raise RunFileError("\n".join(f"{place}: {problem['msg']}" for problem in error.errors())) from None
+    return complete
+
+
+def encoder_config(choice: EncoderChoice) -> EncoderConfig:
+    """The encoder of a choice whose architectures are complete."""
+    parts = [ViTConfig.model_validate(each.architecture) for each in (choice, *choice.fused_with)]
+    return FusedConfig(parts=tuple(parts)) if choice.fused_with else parts[0]
+
+
+def _complete_transform(changes: dict[str, Any], encoder: EncoderConfig, raw: RawRun) -> dict[str, Any]:
     key: KeyPath = ("model", "image_transform")
     values = {"size": encoder.image_size, "fill": mean_colour(encoder.pixel_mean)} | changes
     transform = _validated(ImageTransformConfig, values, key, raw)
@@ -92,7 +123,7 @@ def _complete_transform(changes: dict[str, Any], encoder: ViTConfig, raw: RawRun
 
 
 def _complete(
-    choice: EncoderChoice | DecoderChoice,
+    choice: EncoderPart | DecoderChoice,
     presets: dict[str, Any],
     config_class: type[ViTConfig] | type[DecoderConfig],
     key: KeyPath,
@@ -144,5 +175,5 @@ def multimodal_config(model: ModelChoice, tokens: int) -> MultimodalConfig:
     if tokens > decoder.vocab_size:
         multiple = model.decoder.vocabulary_multiple
         decoder = decoder.model_copy(update={"vocab_size": -(-tokens // multiple) * multiple})
-    encoder = ViTConfig.model_validate(model.encoder.architecture)
+    encoder = encoder_config(model.encoder)
     return MultimodalConfig(encoder=encoder, connector=model.connector, decoder=decoder, tiling=model.tiling)

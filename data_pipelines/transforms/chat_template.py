@@ -11,7 +11,7 @@ import numpy as np
 
 from data_pipelines.record import ImagePart, Part, Record, TextPart, Turn
 from data_pipelines.rendered import ImageLayout, LayoutOf, RenderedRecord, RenderError
-from data_pipelines.tokenizer import IMAGE_TOKEN, TokenBoundaryError, Tokenizer
+from data_pipelines.tokenizer import TokenBoundaryError, Tokenizer
 from data_pipelines.transforms.templates import TEMPLATES, ChatTemplate, Piece, Special
 
 __all__ = ["TEMPLATES", "ChatTemplate", "render", "render_prompt", "required_tokens", "stop_ids", "written"]
@@ -78,15 +78,15 @@ def required_tokens(template: ChatTemplate, tokenizer: Tokenizer) -> tuple[str, 
     pieces += [*template.image.before, *template.image.after]
     pieces += [piece for turn in formats for piece in (*turn.before, *turn.after)]
     names = [_name(piece, tokenizer) for piece in pieces if isinstance(piece, Special)]
-    return tuple(dict.fromkeys([IMAGE_TOKEN, *(name for name in names if name is not None)]))
+    return tuple(dict.fromkeys([tokenizer.image_token, *(name for name in names if name is not None)]))
 
 
 def written(record: Record, template: ChatTemplate, tokenizer: Tokenizer) -> str:
-    """The record as a string in which special tokens are spelled out and an image is one `<image>`."""
+    """The record as a string in which special tokens are spelled out and an image is one image token."""
     text = ""
     for span, starts in _with_starts(list(_spans(record.turns, template)), tokenizer):
         if isinstance(span.value, ImagePart):
-            text += IMAGE_TOKEN
+            text += tokenizer.image_token
         elif isinstance(span.value, Special):
             text += _name(span.value, tokenizer) or ""
         else:

@@ -48,7 +48,11 @@ def jinja(template: ChatTemplate, tokenizer: Tokenizer, image_tokens: int = 1) -
     before, moved = _moved_space(answer.before, tokenizer)
     return "".join(
         [
-            "{% set mark = " + _literal(IMAGE_TOKEN) + " %}{% set image = " + _image(template, image_tokens) + " %}",
+            "{% set mark = "
+            + _literal(IMAGE_TOKEN)
+            + " %}{% set image = "
+            + _image(template, tokenizer, image_tokens)
+            + " %}",
             "{% set separator = " + _literal(template.separator) + " %}",
             CONTENT_MACRO,
             IMAGES_MACRO,
@@ -93,13 +97,14 @@ class _Writer:
         return "{{ bos_token }}" + ("{{ ' ' }}" if text_follows and self._tokenizer.adds_prefix_space else "")
 
 
-def _image(template: ChatTemplate, image_tokens: int) -> str:
+def _image(template: ChatTemplate, tokenizer: Tokenizer, image_tokens: int) -> str:
     """The Jinja expression of one image and what stands around it."""
     before, after = (
         [_literal(piece if isinstance(piece, str) else piece.token or "") for piece in pieces]
         for pieces in (template.image.before, template.image.after)
     )
-    return " + ".join([*before, f"mark * {image_tokens}", *after])
+    token = "mark" if tokenizer.image_token == IMAGE_TOKEN else _literal(tokenizer.image_token)
+    return " + ".join([*before, f"{token} * {image_tokens}", *after])
 
 
 def _system(template: ChatTemplate, write: _Writer) -> str:

@@ -22,6 +22,12 @@ class ImageFormat(Config):
     before: tuple[Piece, ...] = ()
     after: tuple[Piece, ...] = ()
 
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """The names of its special tokens."""
+        specials = (piece for piece in (*self.before, *self.after) if isinstance(piece, Special))
+        return tuple(special.token for special in specials if special.token)
+
 
 class TurnFormat(Config):
     """What stands around the content of a system or user turn."""

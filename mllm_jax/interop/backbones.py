@@ -14,7 +14,7 @@ from mllm_jax.interop.families.family import FamilyError
 from mllm_jax.interop.families.vision import pixel_statistics
 from mllm_jax.interop.hub import local_folder
 from mllm_jax.interop.imported_folder import is_imported_folder, read_parameter
-from mllm_jax.interop.processor import image_processor_config, read_json
+from mllm_jax.interop.processor import has_model_config, image_processor_config, model_config
 from mllm_jax.interop.safetensors_folder import WeightsError
 from mllm_jax.interop.weights import Loaded, Tree, load
 from mllm_jax.models.decoder import DecoderConfig
@@ -44,9 +44,9 @@ def architecture_of(weights: str, config_class: type[Backbone]) -> Backbone:
 
 
 def _hugging_face_architecture(folder: Path) -> Any:
-    if not (folder / "config.json").is_file():
+    if not has_model_config(folder):
         raise FileNotFoundError(f"{folder} holds no model: it has neither config.json nor mllm_model.json.")
-    config = read_json(folder / "config.json")
+    config = model_config(folder)
     try:
         model = family_of_folder(config).from_hugging_face(config)
         if isinstance(model, ViTConfig):
@@ -71,7 +71,7 @@ def load_backbone(weights: str, wanted: Backbone, abstract: Tree) -> Loaded:
     adjustments = ADJUSTMENTS[type(wanted)](architecture_of(weights, type(wanted)), wanted)
     if is_imported_folder(folder):
         return _load_imported(folder, abstract, adjustments)
-    table = family_of_folder(read_json(folder / "config.json")).table
+    table = family_of_folder(model_config(folder)).table
     return load(folder, table, abstract, jax.tree.map(lambda leaf: leaf.sharding, abstract), adjustments)
 
 

@@ -7,9 +7,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from data_pipelines.tokenizer import Tokenizer
 from data_pipelines.transforms.chat_template import stop_ids
 from data_pipelines.transforms.image import processor_config
 from data_pipelines.transforms.jinja import jinja
+from data_pipelines.transforms.templates import ImageFormat
 from mllm_jax.interop.equivalents import exportable
 from mllm_jax.interop.families.composite import MultimodalFamily
 from mllm_jax.interop.families.family import Family
@@ -56,12 +58,10 @@ def _files(loaded: LoadedModel, family: Family[Any], dtype: Any) -> dict[str, by
     values: dict[str, Any] = {"config.json": config}
     files: dict[str, bytes] = {}
     if loaded.tokenizer is not None and not isinstance(loaded.config, ViTConfig):
-        repeated = _image_tokens_in_template(loaded, family)
-        written = jinja(loaded.chat_template, loaded.tokenizer, repeated) if loaded.chat_template else None
-        files |= loaded.tokenizer.hugging_face_files(written)
+        files |= loaded.tokenizer.hugging_face_files(_written_template(loaded, loaded.tokenizer, family))
         tokens = _token_ids(loaded)
         values["generation_config.json"] = {**tokens, "do_sample": False}
-        text = config if isinstance(loaded.config, DecoderConfig) else config["text_config"]
+        text = config if isinstance(loaded.config, DecoderConfig) else config.get("text_config", config)
         text |= tokens
     if isinstance(loaded.config, MultimodalConfig):
         assert loaded.tokenizer is not None and isinstance(family, MultimodalFamily)
@@ -73,12 +73,30 @@ def _files(loaded: LoadedModel, family: Family[Any], dtype: Any) -> dict[str, by
     return files | {name: _json(value) for name, value in values.items()}
 
 
-def _image_tokens_in_template(loaded: LoadedModel, family: Family[Any]) -> int:
-    """How often the chat template writes the image token for one image."""
-    if not isinstance(family, MultimodalFamily) or family.processor.expands_images:
-        return 1
+def _written_template(loaded: LoadedModel, tokenizer: Tokenizer, family: Family[Any]) -> str | None:
+    """The chat template in Jinja; what transformers' processor writes of an image by itself is left to it."""
+    template = loaded.chat_template
+    if template is None or not isinstance(family, MultimodalFamily):
+        return None if template is None else jinja(template, tokenizer)
+    processor = family.processor
+    if processor.surrounds is not None:
+        if template.image != processor.surrounds:
+            raise ValueError(
+                f"transformers' processor of {family.name} writes {_spelled(processor.surrounds)} around an image, but "
+                f"the model's chat template {template.name!r} has {_spelled(template.image)}; train with a template "
+                "that has the same."
+            )
+        template = template.model_copy(update={"image": ImageFormat()})
     assert isinstance(loaded.config, MultimodalConfig)
-    return image_tokens(loaded.config)
+    return jinja(template, tokenizer, 1 if processor.expands_images else image_tokens(loaded.config))
+
+
+def _spelled(around: ImageFormat) -> str:
+    before, after = (
+        "".join(piece if isinstance(piece, str) else piece.token or "" for piece in pieces)
+        for pieces in (around.before, around.after)
+    )
+    return f"{before}...{after}" if before or after else "nothing"
 
 
 def _token_ids(loaded: LoadedModel) -> dict[str, Any]:

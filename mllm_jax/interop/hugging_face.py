@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.tokenizer import IMAGE_TOKEN, Tokenizer, load_tokenizer
+from data_pipelines.tokenizer import Tokenizer, load_tokenizer
 from mllm_jax.interop.description import ModelDescription
 from mllm_jax.interop.families.choice import family_of_folder
 from mllm_jax.interop.families.composite import MultimodalFamily
 from mllm_jax.interop.families.family import Family, FamilyError
 from mllm_jax.interop.families.vision import pixel_statistics
 from mllm_jax.interop.imported_folder import write_imported
-from mllm_jax.interop.processor import chat_template, image_processor_config, image_transform, read_json
+from mllm_jax.interop.processor import chat_template, image_processor_config, image_transform, model_config
 from mllm_jax.interop.safetensors_folder import SafetensorsFolder
 from mllm_jax.interop.weights import Reading
 from mllm_jax.models.decoder import DecoderConfig
@@ -51,9 +51,7 @@ def read_folder(folder: Path) -> HuggingFaceFolder:
         FamilyError: an architecture or a setting that cannot be imported.
         ValueError: a tokenizer that does not fit the embedding.
     """
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{folder} is no Hugging Face model folder: it has no config.json.")
-    config = read_json(folder / "config.json")
+    config = model_config(folder)
     try:
         family = family_of_folder(config)
         model = family.from_hugging_face(config)
@@ -65,7 +63,9 @@ def read_folder(folder: Path) -> HuggingFaceFolder:
     except FamilyError as error:
         raise FamilyError(f"{folder}: {error}") from error
     whole = family if isinstance(family, MultimodalFamily) else None
-    tokenizer = _fitting_tokenizer(folder, model, whole.image_token(config) if whole else None)
+    tokenizer = _image_tokenizer(folder, whole, config) if whole else _text_tokenizer(folder, model)
+    if tokenizer is not None:
+        _check_size(folder, tokenizer, model)
     transform = whole.processor.image_transform if whole else image_transform
     description = ModelDescription(
         model=model,
@@ -101,18 +101,27 @@ def _processed(model: MultimodalConfig, family: MultimodalFamily, preprocessor: 
     return model
 
 
-def _fitting_tokenizer(folder: Path, model: ModelConfig, image_token: int | None) -> Tokenizer | None:
-    if isinstance(model, ViTConfig):
-        return None
+def _image_tokenizer(folder: Path, family: MultimodalFamily, config: dict[str, Any]) -> Tokenizer:
+    tokenizer = load_tokenizer(folder, added_tokens=())
+    name = next((name for name in family.placeholders if tokenizer.has_special(name)), None)
+    tokenizer = load_tokenizer(folder) if name is None else tokenizer.with_image_token(name)
+    expected = family.image_token(config)
+    if tokenizer.image_id != expected:
+        raise ValueError(
+            f"{folder}: {tokenizer.image_token} has the id {tokenizer.image_id} in the tokenizer, but config.json says "
+            f"that the image token is {expected}."
+        )
+    return tokenizer
+
+
+def _text_tokenizer(folder: Path, model: ModelConfig) -> Tokenizer | None:
+    return None if isinstance(model, ViTConfig) else load_tokenizer(folder, added_tokens=())
+
+
+def _check_size(folder: Path, tokenizer: Tokenizer, model: ModelConfig) -> None:
+    assert not isinstance(model, ViTConfig)
     rows = model.decoder.vocab_size if isinstance(model, MultimodalConfig) else model.vocab_size
-    tokenizer = load_tokenizer(folder, added_tokens=() if image_token is None else (IMAGE_TOKEN,))
     if tokenizer.vocabulary_size > rows:
         raise ValueError(
             f"{folder}: the tokenizer has {tokenizer.vocabulary_size} tokens, but the embedding has {rows} rows only."
         )
-    if image_token is not None and tokenizer.image_id != image_token:
-        raise ValueError(
-            f"{folder}: {IMAGE_TOKEN} has the id {tokenizer.image_id} in the tokenizer, but config.json says that the "
-            f"image token is {image_token}."
-        )
-    return tokenizer

@@ -20,6 +20,7 @@ from mllm_jax.interop import imported_folder
 from mllm_jax.interop.description import ModelDescription, read_description
 from mllm_jax.interop.hub import local_folder
 from mllm_jax.interop.hugging_face import read_folder
+from mllm_jax.interop.processor import has_model_config
 from mllm_jax.interop.safetensors_folder import WeightsError
 from mllm_jax.models.parameters import ModelConfig, Parameters, abstract_parameters, logical_axes
 from mllm_jax.parallel.rules import parameter_shardings
@@ -79,7 +80,7 @@ def load_model(
         loaded = _load_run(folder, mesh, dtype)
     elif imported_folder.is_imported_folder(folder):
         loaded = _load_imported(folder, mesh, dtype)
-    elif (folder / "config.json").is_file():
+    elif has_model_config(folder):
         loaded = _load_hugging_face(folder, mesh, dtype)
     else:
         raise FileNotFoundError(

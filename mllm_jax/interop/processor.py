@@ -9,12 +9,31 @@ from typing import Any
 from data_pipelines.tokenizer import Tokenizer
 from data_pipelines.transforms.image import RESAMPLING, ImageTransformConfig, mean_colour
 from data_pipelines.transforms.jinja import jinja
-from data_pipelines.transforms.templates import CHATML, LLAMA2, LLAMA3, TEMPLATES, VICUNA_V1, ChatTemplate
+from data_pipelines.transforms.templates import (
+    CHATML,
+    IDEFICS3,
+    INTERNVL,
+    LLAMA2,
+    LLAMA3,
+    SMOLVLM,
+    TEMPLATES,
+    VICUNA_V1,
+    ChatTemplate,
+    ImageFormat,
+)
 
 Json = Mapping[str, Any]
 
-MARKS = (("<|im_start|>", CHATML), ("<|start_header_id|>", LLAMA3), ("[INST]", LLAMA2), ("USER:", VICUNA_V1))
-"""Text in a foreign Jinja template by which its family is known."""
+MARKS: tuple[tuple[tuple[str, ...], ChatTemplate], ...] = (
+    (("<end_of_utterance>", "<|im_start|>"), SMOLVLM),
+    (("<end_of_utterance>",), IDEFICS3),
+    (("<IMG_CONTEXT>",), INTERNVL),
+    (("<|im_start|>",), CHATML),
+    (("<|start_header_id|>",), LLAMA3),
+    (("[INST]",), LLAMA2),
+    (("USER:",), VICUNA_V1),
+)
+"""Texts in a foreign Jinja template by which its family is known; the first whose texts are all there."""
 
 IMAGE_COUNT = re.compile(r"(\bmark \* )\d+")
 """How often an exported template writes the image token for an image, which differs between models."""
@@ -37,6 +56,30 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+CONFIGS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("config.json", {}),
+    ("open_clip_config.json", {"model_type": "open_clip"}),
+)
+"""Files that say what a folder's model is, the first that is there, and what is added to one that lacks it."""
+
+
+def has_model_config(folder: Path) -> bool:
+    """Whether the folder is one that `model_config` reads."""
+    return any((folder / name).is_file() for name, _ in CONFIGS)
+
+
+def model_config(folder: Path) -> dict[str, Any]:
+    """Return what a folder's model is: its `config.json`, or what open_clip writes in its place.
+
+    Raises:
+        FileNotFoundError: there is neither.
+    """
+    for name, added in CONFIGS:
+        if (folder / name).is_file():
+            return read_json(folder / name) | added
+    raise FileNotFoundError(f"{folder} is no Hugging Face model folder: it has no config.json.")
+
+
 def image_processor_config(folder: Path) -> dict[str, Any]:
     """Return the image processor's config, from its own file or (transformers 5) from the processor's."""
     own = read_json(folder / "preprocessor_config.json")
@@ -50,7 +93,7 @@ def image_transform(preprocessor: Json) -> ImageTransformConfig | None:
     not.
     """
     size, crop = preprocessor.get("size"), preprocessor.get("crop_size")
-    resample = _resample_name(preprocessor.get("resample", RESAMPLING["bicubic"]))
+    resample = resample_name(preprocessor.get("resample", RESAMPLING["bicubic"]))
     if not preprocessor.get("do_resize", True) or size is None or resample is None:
         return None
     common: dict[str, Any] = {"resample": resample}
@@ -79,7 +122,10 @@ def chat_template(folder: Path, tokenizer: Tokenizer) -> ChatTemplate | None:
     for template in TEMPLATES.values():
         if _writes(template, tokenizer, text):
             return template
-    return next((template for mark, template in MARKS if mark in text), None)
+    for template in TEMPLATES.values():
+        if _writes(template.model_copy(update={"image": ImageFormat()}), tokenizer, text):
+            return template  # What stands around an image is left to the processor.
+    return next((template for marks, template in MARKS if all(mark in text for mark in marks)), None)
 
 
 def _writes(template: ChatTemplate, tokenizer: Tokenizer, text: str) -> bool:
@@ -100,7 +146,8 @@ def _jinja_text(folder: Path) -> str:
     return ""
 
 
-def _resample_name(number: int) -> str | None:
+def resample_name(number: int) -> Any:
+    """Return our name of one of Pillow's filters, or None for a filter that we do not have."""
     return next((name for name, filter in RESAMPLING.items() if int(filter) == int(number)), None)
 
 

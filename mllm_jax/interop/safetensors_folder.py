@@ -14,6 +14,8 @@ from safetensors.numpy import save_file
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+SINGLES = (SINGLE, "open_clip_model.safetensors")
+"""Names that a file with all tensors has; the first that is there is read."""
 # Importing ml_dtypes also teaches NumPy the name "bfloat16", which safetensors asks it for.
 FLOATS = {name: np.dtype(kind) for name, kind in (("F64", "f8"), ("F32", "f4"), ("F16", "f2"))}
 FLOATS["BF16"] = np.dtype(ml_dtypes.bfloat16)
@@ -71,9 +73,10 @@ def _tensor_files(folder: Path) -> dict[str, str]:
         if missing:
             raise FileNotFoundError(f"{index} lists files that are not in the folder: {', '.join(missing)}.")
         return files
-    if (folder / SINGLE).is_file():
-        with safe_open(folder / SINGLE, framework="np") as handle:
-            return dict.fromkeys(handle.keys(), SINGLE)
+    for name in SINGLES:
+        if (folder / name).is_file():
+            with safe_open(folder / name, framework="np") as handle:
+                return dict.fromkeys(handle.keys(), name)
     pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
     if pickled:
         raise WeightsError(

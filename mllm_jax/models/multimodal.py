@@ -14,13 +14,13 @@ from mllm_jax.models.connectors.choice import ConnectorConfig, added_weights, is
 from mllm_jax.models.connectors.mlp import MLPConfig
 from mllm_jax.models.connectors.newline import NewlineConnector
 from mllm_jax.models.decoder import Decoder, DecoderConfig
+from mllm_jax.models.fused import EncoderConfig, make_encoder
 from mllm_jax.models.layers.cache import KVCache
 from mllm_jax.models.layers.media import Media, latest_images
-from mllm_jax.models.vit import ViT, ViTConfig
 
 
 class MultimodalConfig(Config):
-    encoder: ViTConfig
+    encoder: EncoderConfig
     connector: ConnectorConfig = MLPConfig()
     decoder: DecoderConfig
     tiling: TilingConfig | None = None
@@ -89,7 +89,7 @@ class Multimodal(nn.Module):
 
     def setup(self):
         formats = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        self.encoder = ViT(self.config.encoder, **formats)
+        self.encoder = make_encoder(self.config.encoder, **formats)
         has_newline = self.config.tiling is not None and self.config.tiling.newline
         self.connector = (NewlineConnector if has_newline else make_connector)(
             self.config.connector, self.config.encoder.feature_grid, self.config.decoder.width, **formats

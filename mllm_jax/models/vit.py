@@ -13,7 +13,7 @@ from data_pipelines.config_class import Config
 from mllm_jax.models.connectors.features import FeatureGrid
 from mllm_jax.models.layers.activations import ActivationName
 from mllm_jax.models.layers.attention import SelfAttention
-from mllm_jax.models.layers.feed_forward import FeedForward
+from mllm_jax.models.layers.feed_forward import FEED_FORWARDS, FeedForwardName
 from mllm_jax.models.layers.initializers import named
 from mllm_jax.models.layers.norms import layer_norm
 from mllm_jax.models.layers.positions import resize_positions
@@ -51,8 +51,14 @@ class ViTConfig(Config):
     registers: int = Field(default=0, ge=0)
     """Extra learned tokens without a position (https://arxiv.org/abs/2309.16588); never handed on."""
     patch_bias: bool = True
+    attention_bias: bool = True
+    """Whether queries, keys and values have a bias; the attention's output has one in any case."""
+    feed_forward: FeedForwardName = "plain"
+    """gated: two inner projections, of which the activated one scales the other (DINOv2 giant)."""
     pre_norm: bool = False
     """LayerNorm before the first block (CLIP)."""
+    final_norm: bool = True
+    """LayerNorm after the last block; it exists even where `features.post_norm` does not apply it."""
     layer_scale: bool = False
     """A learned factor a channel on every residual branch (DINOv2)."""
     norm_epsilon: float = Field(default=1e-6, gt=0)
@@ -76,6 +82,8 @@ class ViTConfig(Config):
             raise ValueError(f"features.layer {self.features.layer} is not one of the {self.layers + 1} hidden states")
         if self.features.keep_class_token and not self.class_token:
             raise ValueError("features.keep_class_token needs class_token")
+        if self.features.post_norm and not self.final_norm:
+            raise ValueError("features.post_norm needs final_norm")
         return self
 
     @property
@@ -119,9 +127,17 @@ class EncoderBlock(nn.Module):
     def __call__(self, hidden: Float[Array, "B T D"], layer: Int[Array, ""]) -> tuple[Float[Array, "B T D"], None]:
         config, formats = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}
         attention = SelfAttention(
-            config.heads, config.heads, config.width // config.heads, bias=True, name="attention", **formats
+            config.heads,
+            config.heads,
+            config.width // config.heads,
+            bias=config.attention_bias,
+            output_bias=True,
+            name="attention",
+            **formats,
         )
-        feed_forward = FeedForward(config.feed_forward_width, config.activation, name="feed_forward", **formats)
+        feed_forward = FEED_FORWARDS[config.feed_forward](
+            config.feed_forward_width, activation=config.activation, bias=True, name="feed_forward", **formats
+        )
         normed = layer_norm(config.norm_epsilon, name="attention_norm", **formats)(hidden)
         hidden = hidden + self._scaled("attention_scale", attention(normed)[0])
         normed = layer_norm(config.norm_epsilon, name="feed_forward_norm", **formats)(hidden)
@@ -158,7 +174,7 @@ class ViT(nn.Module):
         hidden = nn.with_logical_constraint(hidden, HIDDEN_AXES)
         blocks = run_stack(self, EncoderBlock, {"config": config, **formats}, config.stack, config.executed_layers)
         hidden = blocks(hidden)
-        if config.features.post_norm or self.is_initializing():
+        if config.features.post_norm or (config.final_norm and self.is_initializing()):
             hidden = layer_norm(config.norm_epsilon, name="post_norm", **formats)(hidden)
         features = hidden[:, config.prefix_tokens :]
         if config.features.keep_class_token:

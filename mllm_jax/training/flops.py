@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 from flax.traverse_util import flatten_dict
 
+from mllm_jax.models.fused import EncoderConfig, encoder_parts
 from mllm_jax.models.multimodal import MultimodalConfig, slot_features
 from mllm_jax.parallel.rules import ParameterTree
 
@@ -56,10 +57,7 @@ def step_cost(config: MultimodalConfig, parameters: ParameterTree, trainable: Co
     encoder, decoder = config.encoder, config.decoder
     shares = {part: _trained_share(parameters, part, trainable) for part in ("encoder", "connector", "decoder")}
     passes = _passes(shares)
-    tokens_per_image = encoder.grid[0] * encoder.grid[1] + encoder.prefix_tokens
-    executed = encoder.executed_layers / encoder.layers
-    encoder_products = tokens_per_image * _weights(parameters["encoder"], blocks_used=executed)
-    encoder_attention = 2 * tokens_per_image**2 * encoder.width * encoder.executed_layers
+    encoder_products, encoder_attention = _encoder_cost(encoder, parameters["encoder"])
     connector_products = slot_features(config) * _weights(parameters["connector"])
     decoder_products = _weights(parameters["decoder"])
     if decoder.tied_embeddings:
@@ -76,6 +74,19 @@ def step_cost(config: MultimodalConfig, parameters: ParameterTree, trainable: Co
         ),
         per_attended=2 * 2 * decoder.heads * decoder.head_width * decoder.layers * attention_passes["decoder"],
     )
+
+
+def _encoder_cost(config: EncoderConfig, parameters: ParameterTree) -> tuple[float, float]:
+    """Multiply-adds that one image costs: of products with weights, and of the attention itself."""
+    products, attention = 0.0, 0.0
+    for path, part in encoder_parts(config).items():
+        tokens = part.grid[0] * part.grid[1] + part.prefix_tokens
+        weights = parameters
+        for key in path:
+            weights = weights[key]
+        products += tokens * _weights(weights, blocks_used=part.executed_layers / part.layers)
+        attention += 2 * tokens**2 * part.width * part.executed_layers
+    return products, attention
 
 
 def _trained_share(parameters: ParameterTree, part: str, trainable: Collection[str]) -> float:

@@ -1,5 +1,7 @@
 """The vision encoders against transformers, with random weights in float32."""
 
+import json
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +10,14 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from jax.sharding import SingleDeviceSharding
+from safetensors.torch import save_file
 
 from mllm_jax.interop.adjustments import encoder_adjustments
+from mllm_jax.interop.backbones import architecture_of, load_backbone
 from mllm_jax.interop.families.choice import family_of_config
 from mllm_jax.interop.weights import load
+from mllm_jax.models.layers.stack import StackConfig
 from mllm_jax.models.parameters import abstract_parameters
 from mllm_jax.models.vit import FeatureConfig, ViT, ViTConfig
 from tests.support.hugging_face_folders import randomise
@@ -26,18 +32,25 @@ from tests.support.parity import (
 
 # 30 pixels hold three whole patches of 8: what is left over must be dropped on the same side.
 SHAPE = {"hidden_size": 36, "num_hidden_layers": 3, "num_attention_heads": 3, "image_size": 30, "patch_size": 8}
+OPEN_CLIP_FILE = "open_clip_model.safetensors"
 FAMILIES: dict[str, Any] = {
     "clip": transformers.CLIPVisionConfig(**SHAPE, intermediate_size=44),
     "siglip": transformers.SiglipVisionConfig(**SHAPE, intermediate_size=44),
     "dinov2": transformers.Dinov2Config(**SHAPE, mlp_ratio=3),
     "dinov2_with_registers": transformers.Dinov2WithRegistersConfig(**SHAPE, mlp_ratio=3, num_register_tokens=2),
+    "eva": transformers.Blip2VisionConfig(**SHAPE, intermediate_size=44),
+    "internvit": transformers.InternVLVisionConfig(**SHAPE, intermediate_size=44),
+    "dinov2_giant": transformers.Dinov2WithRegistersConfig(**SHAPE, num_register_tokens=2, use_swiglu_ffn=True),
 }
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def tower(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, torch.nn.Module]:
     folder = tmp_path_factory.mktemp(request.param)
-    model = randomise(transformers.AutoModel.from_config(FAMILIES[request.param]))
+    config = FAMILIES[request.param]
+    # No Auto class knows the tower of BLIP-2.
+    of_config = transformers.Blip2VisionModel if request.param == "eva" else transformers.AutoModel.from_config
+    model = randomise(of_config(config))
     model.save_pretrained(folder)
     return folder, model
 
@@ -63,6 +76,8 @@ def test_hidden_states(tower: tuple[Path, torch.nn.Module], layer: int, scan: bo
 def test_normed_features_with_the_class_token(tower: tuple[Path, torch.nn.Module]) -> None:
     folder, model = tower
     config = read_config(folder)
+    if not config.final_norm:
+        return
     kept = FeatureConfig(layer=-1, post_norm=True, keep_class_token=config.class_token)
     config = config.model_copy(update={"features": kept})
     pixels, normalised = drawn_images(config, 2)
@@ -80,7 +95,7 @@ def test_exported_weights_are_the_imported_ones(
     write_folder(tmp_path / "exported", config, read_parameters(folder, config))
     # It serves pre-training alone, and only the config of towers without registers can say that it is not there.
     unused = frozenset({"embeddings.mask_token"}) if config.registers else frozenset()
-    assert_loads_whole(transformers.AutoModel, tmp_path / "exported", model, unused)
+    assert_loads_whole(type(model), tmp_path / "exported", model, unused)
 
 
 @pytest.mark.parametrize("image_size", [(48, 48), (20, 45), (24, 41)])
@@ -117,3 +132,71 @@ def test_dinov2_of_a_non_square_size_is_read_as_transformers_reads_it(tmp_path: 
     exported = transformers.Dinov2Model.from_pretrained(tmp_path / "exported")
     again = patches_of(exported(normalised, output_hidden_states=True).hidden_states[-1], config)
     assert torch.equal(again, expected)
+
+
+class OpenClipBlock(torch.nn.Module):
+    """A residual block, its parts named as in open_clip's files."""
+
+    def __init__(self, width: int, heads: int, inner: int) -> None:
+        super().__init__()
+        self.ln_1 = torch.nn.LayerNorm(width)
+        self.attn = torch.nn.MultiheadAttention(width, heads, batch_first=True)
+        self.ln_2 = torch.nn.LayerNorm(width)
+        self.mlp = torch.nn.Sequential(
+            OrderedDict(c_fc=torch.nn.Linear(width, inner), gelu=torch.nn.GELU(), c_proj=torch.nn.Linear(inner, width))
+        )
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        normed = self.ln_1(hidden)
+        hidden = hidden + self.attn(normed, normed, normed, need_weights=False)[0]
+        return hidden + self.mlp(self.ln_2(hidden))
+
+
+class OpenClipTower(torch.nn.Module):
+    """The vision tower of open_clip (its projection and the text tower are not ours)."""
+
+    def __init__(self, width: int, layers: int, heads: int, inner: int, side: int, patch: int) -> None:
+        super().__init__()
+        self.conv1 = torch.nn.Conv2d(3, width, patch, patch, bias=False)
+        self.class_embedding = torch.nn.Parameter(torch.zeros(width))
+        self.positional_embedding = torch.nn.Parameter(torch.zeros((side // patch) ** 2 + 1, width))
+        self.ln_pre = torch.nn.LayerNorm(width)
+        blocks = [OpenClipBlock(width, heads, inner) for _ in range(layers)]
+        self.transformer = torch.nn.ModuleDict({"resblocks": torch.nn.ModuleList(blocks)})
+        self.ln_post = torch.nn.LayerNorm(width)
+        self.proj = torch.nn.Parameter(torch.zeros(width, 7))
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        patches = self.conv1(pixels).flatten(2).transpose(1, 2)
+        token = self.class_embedding.expand(len(pixels), 1, -1)
+        hidden = self.ln_pre(torch.cat([token, patches], dim=1) + self.positional_embedding)
+        for block in self.transformer["resblocks"]:
+            hidden = block(hidden)
+        return self.ln_post(hidden)
+
+
+@pytest.mark.parametrize("scan", [True, False])
+def test_open_clip_files_are_read_as_they_are(tmp_path: Path, scan: bool) -> None:
+    tower = randomise(OpenClipTower(width=36, layers=2, heads=3, inner=45, side=32, patch=8))
+    text = {
+        "logit_scale": torch.zeros(()),
+        "text.ln_final.weight": torch.zeros(3),
+        "token_embedding.weight": torch.ones(2),
+    }
+    save_file({f"visual.{name}": value for name, value in tower.state_dict().items()} | text, tmp_path / OPEN_CLIP_FILE)
+    sizes = {"image_size": 32, "layers": 2, "width": 36, "head_width": 12, "patch_size": 8, "mlp_ratio": 1.25}
+    pixels = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4]}
+    config = {"model_cfg": {"embed_dim": 7, "vision_cfg": sizes, "text_cfg": {}}, "preprocess_cfg": pixels}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+
+    kept = FeatureConfig(layer=-1, post_norm=True, keep_class_token=True)
+    found = architecture_of(str(tmp_path), ViTConfig)
+    wanted = found.model_copy(update={"features": kept, "stack": StackConfig(scan=scan)})
+    here = SingleDeviceSharding(jax.devices()[0])
+    abstract = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), abstract_parameters(wanted)
+    )
+    parameters = load_backbone(str(tmp_path), wanted, abstract).parameters
+    pixels, normalised = drawn_images(wanted, 2)
+    assert_close(features(wanted, parameters, pixels), tower(normalised))
+    assert family_of_config(wanted).name == "clip"

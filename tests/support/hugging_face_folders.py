@@ -8,7 +8,10 @@ import transformers
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-SPECIAL_TOKENS = ("<unk>", "<s>", "</s>", "<pad>", "<image>", "<|im_start|>", "<|im_end|>")
+SPECIAL_TOKENS = (
+    *("<unk>", "<s>", "</s>", "<pad>", "<image>", "<|im_start|>", "<|im_end|>"),
+    *("<fake_token_around_image>", "<global-img>", "<end_of_utterance>", "<img>", "</img>", "<IMG_CONTEXT>"),
+)
 CORPUS = (
     "What colour is the digit? red blue green yellow white",
     "How many digits are there? one two three four. USER: ASSISTANT: Describe the image.",

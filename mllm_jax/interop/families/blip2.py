@@ -3,96 +3,33 @@
 from typing import Any
 
 from data_pipelines.transforms.image import ImageTransformConfig, processor_config
-from mllm_jax.interop.families.blocks import BlockNames, block_rules
 from mllm_jax.interop.families.composite import CompositeFamily, MultimodalFamily, Processor
-from mllm_jax.interop.families.family import Family, FamilyError, HuggingFaceConfig, require, require_ours
+from mllm_jax.interop.families.eva import EVA
+from mllm_jax.interop.families.family import Family, FamilyError, HuggingFaceConfig, require_ours
 from mllm_jax.interop.families.parts import decoder_of_folder, part_of_config
 from mllm_jax.interop.families.resamplers import q_former, q_former_rules, their_q_former
-from mllm_jax.interop.families.vision import own_side, shape_of, their_shape
 from mllm_jax.interop.processor import image_transform, output_size
-from mllm_jax.interop.rules import CONVOLUTION, ONE_ROW, TWO_ROWS, Rule, Table
+from mllm_jax.interop.rules import Table
 from mllm_jax.models.connectors.q_former import QFormerConfig
 from mllm_jax.models.decoder import DecoderConfig
 from mllm_jax.models.multimodal import MultimodalConfig
-from mllm_jax.models.presets import CLIP_MEAN, CLIP_STD
-from mllm_jax.models.vit import FeatureConfig, ViTConfig
-
-_TOWER_DEFAULTS: dict[str, Any] = {
-    "hidden_size": 1408,
-    "intermediate_size": 6144,
-    "num_hidden_layers": 39,
-    "num_attention_heads": 16,
-    "image_size": 224,
-    "patch_size": 14,
-    "hidden_act": "gelu",
-    "layer_norm_eps": 1e-6,
-}
-"""What transformers takes for a key that a config.json leaves out."""
+from mllm_jax.models.vit import FeatureConfig
 
 _FEATURES = FeatureConfig(layer=-1, keep_class_token=True, post_norm=True)
 """All of the last layer's states, normed."""
-
-_BLOCKS = BlockNames(
-    block="encoder.layers.{layer}.",
-    attention_norm="layer_norm1",
-    query="self_attn.qkv",
-    key="self_attn.qkv",
-    value="self_attn.qkv",
-    output="self_attn.projection",
-    feed_forward_norm="layer_norm2",
-    up="mlp.fc1",
-    down="mlp.fc2",
-)
-
-TOWER_TABLE = Table(
-    (
-        Rule("embeddings.patch_embedding.weight", "patch_embedding/kernel", CONVOLUTION),
-        Rule("embeddings.patch_embedding.bias", "patch_embedding/bias"),
-        Rule("embeddings.class_embedding", "class_token", TWO_ROWS),
-        Rule("embeddings.position_embedding", "position_embedding", ONE_ROW),
-        Rule("post_layernorm.weight", "post_norm/scale"),
-        Rule("post_layernorm.bias", "post_norm/bias"),
-        *block_rules(_BLOCKS),
-    )
-)
-
-
-def tower_from_hugging_face(config: HuggingFaceConfig) -> ViTConfig:
-    """From a `vision_config`."""
-    config = _TOWER_DEFAULTS | dict(config)
-    require("BLIP-2", config, qkv_bias=True)
-    return ViTConfig(
-        **shape_of(config),
-        feed_forward_width=config["intermediate_size"],
-        pixel_mean=CLIP_MEAN,
-        pixel_std=CLIP_STD,
-        features=_FEATURES,
-    )
-
-
-def tower_to_hugging_face(config: ViTConfig) -> dict[str, Any]:
-    """A `Blip2VisionConfig`."""
-    expected = {"class_token": True, "registers": 0, "patch_bias": True, "pre_norm": False, "layer_scale": False}
-    require_ours("BLIP-2", config, **expected, features=_FEATURES)
-    return {
-        "model_type": "blip_2_vision_model",
-        "intermediate_size": config.feed_forward_width,
-        "qkv_bias": True,
-        **their_shape(config, own_side(config, "BLIP-2")),
-    }
 
 
 def blip2(connector: QFormerConfig, decoder: Family[DecoderConfig]) -> MultimodalFamily:
     """The family of BLIP-2 models with this layout of the Q-Former and a decoder of this family."""
     table = (
-        TOWER_TABLE.below("vision_model.", "encoder/")
+        EVA.table.below("vision_model.", "encoder/")
         + Table(q_former_rules(connector.cross_attention_every)).below("", "connector/")
         + decoder.table.below("language_model.", "decoder/")
     )
 
     def from_hugging_face(config: HuggingFaceConfig) -> MultimodalConfig:
         return MultimodalConfig(
-            encoder=tower_from_hugging_face(config.get("vision_config", {})),
+            encoder=EVA.from_hugging_face(config.get("vision_config", {})).model_copy(update={"features": _FEATURES}),
             connector=_q_former(config),
             decoder=decoder.from_hugging_face(_text_config(config)),
         )
@@ -100,10 +37,11 @@ def blip2(connector: QFormerConfig, decoder: Family[DecoderConfig]) -> Multimoda
     def to_hugging_face(config: MultimodalConfig) -> dict[str, Any]:
         if not isinstance(config.connector, QFormerConfig):
             raise FamilyError("BLIP-2 models have a connector of kind 'q_former', but this one has another.")
+        require_ours("BLIP-2", config.encoder, features=_FEATURES)
         return {
             "architectures": ["Blip2ForConditionalGeneration"],
             "model_type": "blip-2",
-            "vision_config": tower_to_hugging_face(config.encoder),
+            "vision_config": EVA.to_hugging_face(config.encoder),
             "qformer_config": their_q_former(config.connector, config.encoder.width),
             "text_config": decoder.to_hugging_face(config.decoder),
             "num_query_tokens": config.connector.queries,

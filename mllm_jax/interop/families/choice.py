@@ -5,6 +5,8 @@ from typing import Any
 from mllm_jax.interop.families.blip2 import BLIP2
 from mllm_jax.interop.families.composite import CompositeFamily
 from mllm_jax.interop.families.family import Family, FamilyError, HuggingFaceConfig
+from mllm_jax.interop.families.idefics3 import IDEFICS3
+from mllm_jax.interop.families.internvl import INTERNVL
 from mllm_jax.interop.families.llava import LLAVA
 from mllm_jax.interop.families.llava_next import LLAVA_NEXT
 from mllm_jax.interop.families.parts import (
@@ -14,10 +16,11 @@ from mllm_jax.interop.families.parts import (
     no_family,
     part_of_config,
 )
+from mllm_jax.models.fused import FusedConfig
 from mllm_jax.models.multimodal import MultimodalConfig
 from mllm_jax.models.parameters import ModelConfig
 
-COMPOSITE_FAMILIES: tuple[CompositeFamily, ...] = (LLAVA, LLAVA_NEXT, BLIP2)
+COMPOSITE_FAMILIES: tuple[CompositeFamily, ...] = (LLAVA, LLAVA_NEXT, IDEFICS3, INTERNVL, BLIP2)
 """Multimodal families; a model of ours is exported as the first that it is like."""
 
 
@@ -29,7 +32,7 @@ def family_of_folder(config: HuggingFaceConfig) -> Family[Any]:
     """
     if "quantization_config" in config:
         raise FamilyError("config.json has a quantization_config: quantised weights cannot be imported.")
-    found = by_model_type(config.get("model_type"), (*COMPOSITE_FAMILIES, *ENCODER_FAMILIES, *DECODER_FAMILIES))
+    found = by_model_type(config, (*COMPOSITE_FAMILIES, *ENCODER_FAMILIES, *DECODER_FAMILIES))
     return found.of_folder(config) if isinstance(found, CompositeFamily) else found
 
 
@@ -41,6 +44,8 @@ def family_of_config(config: ModelConfig) -> Family[Any]:
     """
     if not isinstance(config, MultimodalConfig):
         return part_of_config(config)
+    if isinstance(config.encoder, FusedConfig):
+        raise FamilyError("transformers has no model with two vision encoders side by side, as this one has.")
     reasons = []
     for composite in COMPOSITE_FAMILIES:
         try:

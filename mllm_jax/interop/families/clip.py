@@ -3,8 +3,8 @@
 from typing import Any
 
 from mllm_jax.interop.families.blocks import CLIP_BLOCKS, block_rules
-from mllm_jax.interop.families.family import Family, HuggingFaceConfig, require, require_ours
-from mllm_jax.interop.families.vision import own_side, shape_of, their_shape
+from mllm_jax.interop.families.family import Family, HuggingFaceConfig, require
+from mllm_jax.interop.families.vision import own_side, require_tower, shape_of, their_shape
 from mllm_jax.interop.rules import CONVOLUTION, Rule, Table
 from mllm_jax.models.presets import CLIP_MEAN, CLIP_STD
 from mllm_jax.models.vit import ViTConfig
@@ -62,7 +62,7 @@ def from_hugging_face(config: HuggingFaceConfig) -> ViTConfig:
 
 def to_hugging_face(config: ViTConfig) -> dict[str, Any]:
     """A `CLIPVisionConfig`."""
-    require_ours("CLIP", config, class_token=True, registers=0, patch_bias=False, pre_norm=True, layer_scale=False)
+    require_tower("CLIP", config, patch_bias=False, pre_norm=True)
     return {
         "architectures": ["CLIPVisionModel"],
         "model_type": "clip_vision_model",

@@ -4,8 +4,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from data_pipelines.tokenizer import IMAGE_TOKEN
 from data_pipelines.transforms.image import ImageTransformConfig
+from data_pipelines.transforms.templates import ImageFormat
 from mllm_jax.interop.families.family import Family, HuggingFaceConfig
+from mllm_jax.interop.rules import Rule, Table
 from mllm_jax.models.multimodal import MultimodalConfig
 
 ProcessorConfig = Mapping[str, Any]
@@ -26,17 +29,41 @@ class Processor:
     expands_images: bool = True
     """Whether transformers' processor writes an image's token as often as the image takes tokens; where it does not,
     the exported chat template does."""
+    surrounds: ImageFormat | None = None
+    """What transformers' processor itself writes around an image; None: nothing, so that the exported chat template
+    writes it."""
 
 
-@dataclass(frozen=True)
+_TRANSFORMERS_5 = (
+    (r"model\.(?=(vision_tower|multi_modal_projector|language_model)\.)", ""),
+    (r"language_model\.(?=(layers|embed_tokens|norm)\.)", "language_model.model."),
+    (r"lm_head\.", "language_model.lm_head."),
+)
+"""Names as they are in memory of transformers 5, which files rarely hold, to those that all versions read."""
+
+
+def projector_table(encoder: Table, connector: tuple[Rule, ...], decoder: Table) -> Table:
+    """The table of models that call their parts as LLaVA does; the connector's rules are given below its own name."""
+    return (
+        Table((), _TRANSFORMERS_5)
+        + encoder.below("vision_tower.", "encoder/")
+        + Table(connector).below("multi_modal_projector.", "connector/")
+        + decoder.below("language_model.", "decoder/")
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class MultimodalFamily(Family[MultimodalConfig]):
-    """A family of whole models; its `to_hugging_face` gives a config with the decoder's under `text_config`."""
+    """A family of whole models; its `to_hugging_face` gives a config with the decoder's under `text_config`, or as
+    one with the whole's."""
 
     processor: Processor
     image_token_key: str
     """Where config.json says which token stands for an image."""
     image_token_default: int
     """What transformers takes where it does not say."""
+    placeholders: tuple[str, ...] = (IMAGE_TOKEN,)
+    """Names that the token has in the tokenizers of this family; the first that is there is taken."""
 
     def image_token(self, config: HuggingFaceConfig) -> int:
         """The id that stands for an image, under either of the names that transformers has for it."""
@@ -57,3 +84,5 @@ class CompositeFamily:
     the whole is one of the family is what its `to_hugging_face` says."""
     tiled: bool = False
     """Whether its models take images as tiles; none of the others do."""
+    accepts: Callable[[HuggingFaceConfig], bool] = lambda config: True
+    """Tells apart families of one `model_type`."""

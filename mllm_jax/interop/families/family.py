@@ -28,6 +28,8 @@ class Family(Generic[ConfigType]):
     """Raises FamilyError where their model does something ours does not."""
     to_hugging_face: Callable[[ConfigType], dict[str, Any]]
     """Raises FamilyError where our config is not one of this family."""
+    accepts: Callable[[HuggingFaceConfig], bool] = lambda config: True
+    """Tells apart families of one `model_type` whose weights have other names."""
 
 
 def require(family: str, config: HuggingFaceConfig, **expected: Any) -> None:

@@ -4,47 +4,44 @@ from typing import Any
 
 from data_pipelines.tokenizer import IMAGE_TOKEN
 from data_pipelines.transforms.image import ImageTransformConfig, processor_config
-from mllm_jax.interop.families.composite import CompositeFamily, MultimodalFamily, Processor
+from mllm_jax.interop.families.composite import CompositeFamily, MultimodalFamily, Processor, projector_table
 from mllm_jax.interop.families.family import Family, FamilyError, HuggingFaceConfig
+from mllm_jax.interop.families.features import selected_features, their_selection
 from mllm_jax.interop.families.parts import decoder_of_folder, encoder_of_folder, part_of_config
 from mllm_jax.interop.families.vision import ACTIVATION_NAMES, our_activation
 from mllm_jax.interop.processor import image_transform, output_size
-from mllm_jax.interop.rules import LINEAR, Rule, Table
+from mllm_jax.interop.rules import LINEAR, Rule
 from mllm_jax.models.connectors.mlp import MLPConfig
 from mllm_jax.models.decoder import DecoderConfig
 from mllm_jax.models.multimodal import MultimodalConfig, image_tokens
-from mllm_jax.models.vit import FeatureConfig, ViTConfig
+from mllm_jax.models.vit import ViTConfig
 
-_TRANSFORMERS_5 = (
-    (r"model\.(?=(vision_tower|multi_modal_projector|language_model)\.)", ""),
-    (r"language_model\.(?=(layers|embed_tokens|norm)\.)", "language_model.model."),
-    (r"lm_head\.", "language_model.lm_head."),
-)
-"""Names as they are in memory of transformers 5, which files rarely hold, to those that all versions read."""
+TOWERS = ("clip", "siglip", "dinov2", "dinov2_gated")
 
-_CONNECTOR = (
-    Rule("multi_modal_projector.linear_1.weight", "connector/layers_0/kernel", LINEAR),
-    Rule("multi_modal_projector.linear_1.bias", "connector/layers_0/bias"),
-    Rule("multi_modal_projector.linear_2.weight", "connector/layers_1/kernel", LINEAR),
-    Rule("multi_modal_projector.linear_2.bias", "connector/layers_1/bias"),
+CONNECTOR = (
+    Rule("linear_1.weight", "layers_0/kernel", LINEAR),
+    Rule("linear_1.bias", "layers_0/bias"),
+    Rule("linear_2.weight", "layers_1/kernel", LINEAR),
+    Rule("linear_2.bias", "layers_1/bias"),
 )
 
 
 def llava(encoder: Family[ViTConfig], decoder: Family[DecoderConfig]) -> MultimodalFamily:
-    """The family of LLaVA models made of two families."""
-    table = (
-        Table((), _TRANSFORMERS_5)
-        + encoder.table.below("vision_tower.", "encoder/")
-        + Table(_CONNECTOR)
-        + decoder.table.below("language_model.", "decoder/")
-    )
+    """The family of LLaVA models made of two families.
+
+    Raises:
+        FamilyError: a tower that LLaVA models were not tried with.
+    """
+    if encoder.name not in TOWERS:
+        raise FamilyError(f"LLaVA: the tower is of family {encoder.name!r}, but only {', '.join(TOWERS)} are known.")
+    table = projector_table(encoder.table, CONNECTOR, decoder.table)
 
     def from_hugging_face(config: HuggingFaceConfig) -> MultimodalConfig:
         tower = encoder.from_hugging_face(config.get("vision_config", {}))
         text = dict(config.get("text_config", {}))
         text["tie_word_embeddings"] = text.get("tie_word_embeddings") or config.get("tie_word_embeddings", False)
         return MultimodalConfig(
-            encoder=tower.model_copy(update={"features": _features(config, tower)}),
+            encoder=tower.model_copy(update={"features": selected_features("LLaVA", config, tower, -2)}),
             connector=MLPConfig(
                 activation=our_activation(config.get("projector_hidden_act", "gelu")),
                 bias=config.get("multimodal_projector_bias", True),
@@ -60,7 +57,7 @@ def llava(encoder: Family[ViTConfig], decoder: Family[DecoderConfig]) -> Multimo
             "text_config": decoder.to_hugging_face(config.decoder),
             "tie_word_embeddings": config.decoder.tied_embeddings,
             "image_seq_length": image_tokens(config),
-            **_their_features(config.encoder),
+            **their_selection("LLaVA", config.encoder),
             **_their_connector(config.connector),
         }
 
@@ -74,33 +71,6 @@ def llava(encoder: Family[ViTConfig], decoder: Family[DecoderConfig]) -> Multimo
         image_token_key="image_token_index",
         image_token_default=32000,
     )
-
-
-def _features(config: HuggingFaceConfig, tower: ViTConfig) -> FeatureConfig:
-    layer = config.get("vision_feature_layer", -2)
-    strategy = config.get("vision_feature_select_strategy", "default")
-    if not isinstance(layer, int):
-        raise FamilyError(f"LLaVA: vision_feature_layer is {layer!r}, but only a single layer can be imported.")
-    if strategy == "default" and not tower.class_token:
-        raise FamilyError(
-            "LLaVA: vision_feature_select_strategy 'default' drops the first token, but this vision tower has no "
-            "class token, so that a patch would be lost; only 'full' can be imported."
-        )
-    if tower.registers:
-        raise FamilyError("LLaVA: a vision tower with registers hands them on as if they were patches.")
-    return FeatureConfig(layer=layer, keep_class_token=strategy == "full" and tower.class_token)
-
-
-def _their_features(encoder: ViTConfig) -> dict[str, Any]:
-    if encoder.features.post_norm:
-        raise FamilyError("LLaVA models take features without the final norm: encoder.features.post_norm is true.")
-    if encoder.registers:
-        raise FamilyError("LLaVA models would hand on an encoder's registers as patches; encoder.registers is not 0.")
-    drops_first_token = encoder.class_token and not encoder.features.keep_class_token
-    return {
-        "vision_feature_layer": encoder.features.layer,
-        "vision_feature_select_strategy": "default" if drops_first_token else "full",
-    }
 
 
 def _their_connector(connector: Any) -> dict[str, Any]:
@@ -118,7 +88,7 @@ def _processor_files(config: MultimodalConfig, transform: ImageTransformConfig) 
     processor = {
         "processor_class": "LlavaProcessor",
         "patch_size": encoder.patch_size,
-        "vision_feature_select_strategy": _their_features(encoder)["vision_feature_select_strategy"],
+        "vision_feature_select_strategy": their_selection("LLaVA", encoder)["vision_feature_select_strategy"],
         "num_additional_image_tokens": int(encoder.class_token),
         "image_token": IMAGE_TOKEN,
     }

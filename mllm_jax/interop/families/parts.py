@@ -3,15 +3,26 @@
 from typing import Any
 
 from mllm_jax.interop.families.clip import CLIP
-from mllm_jax.interop.families.dinov2 import DINOV2
+from mllm_jax.interop.families.dinov2 import DINOV2, GATED_DINOV2
+from mllm_jax.interop.families.eva import EVA
 from mllm_jax.interop.families.family import Family, FamilyError, HuggingFaceConfig
+from mllm_jax.interop.families.internvit import INTERNVIT
 from mllm_jax.interop.families.llama import LLAMA
+from mllm_jax.interop.families.open_clip import OPEN_CLIP
 from mllm_jax.interop.families.siglip import SIGLIP
 from mllm_jax.models.decoder import DecoderConfig
 from mllm_jax.models.parameters import ModelConfig
 from mllm_jax.models.vit import ViTConfig
 
-ENCODER_FAMILIES: tuple[Family[ViTConfig], ...] = (CLIP, SIGLIP, DINOV2)
+ENCODER_FAMILIES: tuple[Family[ViTConfig], ...] = (
+    CLIP,
+    SIGLIP,
+    DINOV2,
+    GATED_DINOV2,
+    EVA,
+    INTERNVIT,
+    OPEN_CLIP,
+)
 DECODER_FAMILIES: tuple[Family[DecoderConfig], ...] = (LLAMA,)
 
 
@@ -24,20 +35,21 @@ def encoder_of_folder(config: HuggingFaceConfig, default: str | None = None) -> 
     Raises:
         FamilyError: another `model_type`.
     """
-    return by_model_type(config.get("model_type", default), ENCODER_FAMILIES)
+    return by_model_type(config, ENCODER_FAMILIES, default)
 
 
 def decoder_of_folder(config: HuggingFaceConfig, default: str | None = None) -> Family[DecoderConfig]:
     """The family of a language model's config.json; as `encoder_of_folder`."""
-    return by_model_type(config.get("model_type", default), DECODER_FAMILIES)
+    return by_model_type(config, DECODER_FAMILIES, default)
 
 
-def by_model_type(model_type: str | None, families: tuple[Any, ...]) -> Any:
-    """The entry of a table of families that has this `model_type`."""
+def by_model_type(config: HuggingFaceConfig, families: tuple[Any, ...], default: str | None = None) -> Any:
+    """The entry of a table of families that has a config's `model_type`."""
+    model_type = config.get("model_type", default)
     for family in families:
-        if model_type in family.model_types:
+        if model_type in family.model_types and family.accepts(config):
             return family
-    known = sorted(name for family in families for name in family.model_types)
+    known = sorted({name for family in families for name in family.model_types})
     raise FamilyError(f"model_type is {model_type!r} in config.json; {', '.join(known)} can be imported.")
 
 

@@ -4,8 +4,8 @@ from typing import Any
 
 from mllm_jax.interop.families.blocks import CLIP_BLOCKS, block_rules
 from mllm_jax.interop.families.clip import WITHOUT_PREFIX
-from mllm_jax.interop.families.family import Family, HuggingFaceConfig, require, require_ours
-from mllm_jax.interop.families.vision import own_side, shape_of, their_shape
+from mllm_jax.interop.families.family import Family, HuggingFaceConfig, require
+from mllm_jax.interop.families.vision import own_side, require_tower, shape_of, their_shape
 from mllm_jax.interop.rules import CONVOLUTION, Rule, Table
 from mllm_jax.models.vit import ViTConfig
 
@@ -55,7 +55,7 @@ def from_hugging_face(config: HuggingFaceConfig) -> ViTConfig:
 
 def to_hugging_face(config: ViTConfig) -> dict[str, Any]:
     """A `SiglipVisionConfig` without the pooling head."""
-    require_ours("SigLIP", config, class_token=False, registers=0, patch_bias=True, pre_norm=False, layer_scale=False)
+    require_tower("SigLIP", config, class_token=False)
     return {
         "architectures": ["SiglipVisionModel"],
         "model_type": "siglip_vision_model",

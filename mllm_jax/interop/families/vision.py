@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mllm_jax.interop.families.family import FamilyError, HuggingFaceConfig
+from mllm_jax.interop.families.family import FamilyError, HuggingFaceConfig, require_ours
 from mllm_jax.models.layers.activations import ActivationName
 from mllm_jax.models.vit import ViTConfig
 
@@ -12,6 +12,7 @@ ACTIVATION_NAMES: dict[ActivationName, str] = {
     "gelu_tanh": "gelu_pytorch_tanh",
     "quick_gelu": "quick_gelu",
     "silu": "silu",
+    "relu": "relu",
     "linear": "linear",
 }
 """Our name of an activation -> transformers' name."""
@@ -39,6 +40,38 @@ def patch_size(config: HuggingFaceConfig) -> int:
     if len(sides) != 1:
         raise FamilyError(f"patch_size is {size!r} in config.json, but only square patches can be imported.")
     return sides.pop()
+
+
+USUAL: dict[str, Any] = {
+    name: ViTConfig.model_fields[name].default
+    for name in (
+        "class_token",
+        "registers",
+        "patch_bias",
+        "attention_bias",
+        "feed_forward",
+        "pre_norm",
+        "final_norm",
+        "layer_scale",
+    )
+}
+"""What a tower has or has not, with the value that most families have."""
+
+
+def require_tower(family: str, config: ViTConfig, free: tuple[str, ...] = (), **own: Any) -> None:
+    """Checks that a tower of ours has what a family's have.
+
+    Args:
+        family: its name, for the message.
+        config: our tower.
+        free: fields that the family can have in more than one way.
+        own: fields that it has in another way than most.
+
+    Raises:
+        FamilyError: naming the field.
+    """
+    expected = USUAL | own
+    require_ours(family, config, **{field: value for field, value in expected.items() if field not in free})
 
 
 def shape_of(config: HuggingFaceConfig) -> dict[str, Any]:

@@ -1,0 +1,108 @@
+"""InternVL (https://arxiv.org/abs/2504.10479): InternViT, pixel shuffle with a normed MLP, and a language model."""
+
+from typing import Any
+
+from data_pipelines.tokenizer import IMAGE_TOKEN
+from data_pipelines.transforms.image import ImageTransformConfig, processor_config
+from mllm_jax.interop.families.composite import CompositeFamily, MultimodalFamily, Processor, projector_table
+from mllm_jax.interop.families.family import Family, FamilyError, HuggingFaceConfig
+from mllm_jax.interop.families.features import selected_features, their_selection
+from mllm_jax.interop.families.internvit import INTERNVIT
+from mllm_jax.interop.families.llava import CONNECTOR
+from mllm_jax.interop.families.parts import decoder_of_folder, part_of_config
+from mllm_jax.interop.families.vision import ACTIVATION_NAMES, our_activation
+from mllm_jax.interop.processor import image_transform, output_size
+from mllm_jax.interop.rules import Rule
+from mllm_jax.models.connectors.pixel_shuffle import PixelShuffleConfig
+from mllm_jax.models.decoder import DecoderConfig
+from mllm_jax.models.multimodal import MultimodalConfig, image_tokens
+
+_NORM = (Rule("layer_norm.weight", "norm/scale"), Rule("layer_norm.bias", "norm/bias"))
+
+
+def internvl(decoder: Family[DecoderConfig]) -> MultimodalFamily:
+    """The family of InternVL models with a decoder of this family."""
+
+    def from_hugging_face(config: HuggingFaceConfig) -> MultimodalConfig:
+        tower = INTERNVIT.from_hugging_face(config.get("vision_config", {}))
+        text = dict(config.get("text_config", {}))
+        text["tie_word_embeddings"] = config.get("tie_word_embeddings", text.get("tie_word_embeddings", True))
+        return MultimodalConfig(
+            encoder=tower.model_copy(update={"features": selected_features("InternVL", config, tower, -1)}),
+            connector=PixelShuffleConfig(
+                factor=int(1 / config.get("downsample_ratio", 0.5)),
+                activation=our_activation(config.get("projector_hidden_act", "gelu")),
+                norm=True,
+            ),
+            decoder=decoder.from_hugging_face(text),
+        )
+
+    def to_hugging_face(config: MultimodalConfig) -> dict[str, Any]:
+        connector = _connector(config)
+        return {
+            "architectures": ["InternVLForConditionalGeneration"],
+            "model_type": "internvl",
+            "vision_config": INTERNVIT.to_hugging_face(config.encoder),
+            "text_config": decoder.to_hugging_face(config.decoder),
+            "tie_word_embeddings": config.decoder.tied_embeddings,
+            "downsample_ratio": 1 / connector.factor,
+            "projector_hidden_act": ACTIVATION_NAMES[connector.activation],
+            "image_seq_length": image_tokens(config),
+            **their_selection("InternVL", config.encoder),
+        }
+
+    return MultimodalFamily(
+        name=f"internvl({decoder.name})",
+        model_types=("internvl",),
+        table=projector_table(INTERNVIT.table, CONNECTOR + _NORM, decoder.table),
+        from_hugging_face=from_hugging_face,
+        to_hugging_face=to_hugging_face,
+        processor=Processor(image_transform, output_size, _processor_files),
+        image_token_key="image_token_id",
+        image_token_default=151667,
+        placeholders=("<IMG_CONTEXT>", IMAGE_TOKEN),
+    )
+
+
+def _connector(config: MultimodalConfig) -> PixelShuffleConfig:
+    connector, grid = config.connector, config.encoder.grid
+    expected = PixelShuffleConfig(norm=True)
+    if not isinstance(connector, PixelShuffleConfig) or expected != connector.model_copy(
+        update={"factor": expected.factor, "activation": expected.activation}
+    ):
+        raise FamilyError(
+            "InternVL models have a connector of kind 'pixel_shuffle' with depth 2, biases and norm, but this one has "
+            "another."
+        )
+    if connector.factor & (connector.factor - 1):
+        raise FamilyError(f"InternVL models have a factor that is a power of two, but this one has {connector.factor}.")
+    if grid[0] != grid[1]:
+        raise FamilyError(f"InternVL models in transformers take square images, but this one takes {grid} patches.")
+    return connector
+
+
+def _processor_files(config: MultimodalConfig, transform: ImageTransformConfig) -> dict[str, Any]:
+    """A `LlavaProcessor`: InternVL's own always cuts images into tiles; what is a patch to it is a token here."""
+    encoder = config.encoder
+    processor = {
+        "processor_class": "LlavaProcessor",
+        "patch_size": encoder.patch_size * _connector(config).factor,
+        "vision_feature_select_strategy": "full",
+        "num_additional_image_tokens": 0,
+        "image_token": IMAGE_TOKEN,
+    }
+    return {
+        "preprocessor_config.json": processor_config(transform, encoder.pixel_mean, encoder.pixel_std),
+        "processor_config.json": processor,
+    }
+
+
+def _of_folder(config: HuggingFaceConfig) -> MultimodalFamily:
+    return internvl(decoder_of_folder(config.get("text_config", {}), "qwen2"))
+
+
+def _of_config(config: MultimodalConfig) -> MultimodalFamily:
+    return internvl(part_of_config(config.decoder))
+
+
+INTERNVL = CompositeFamily(("internvl",), _of_folder, _of_config)
