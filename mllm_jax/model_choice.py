@@ -52,7 +52,8 @@ class DecoderChoice(Config):
     architecture: dict[str, Any] = Field(default={}, json_schema_extra={"$ref_fields": "DecoderConfig"})
     """Fields of DecoderConfig that differ from the preset's or the weights'."""
     vocabulary_multiple: int = Field(default=64, gt=0)
-    """The embedding is padded to a multiple of this many rows once the tokenizer's added tokens need room."""
+    """The embedding is padded to a multiple of this many rows once the tokenizer's added tokens need room. Rows that
+    only pad it are never predicted, and are cut off on export."""
 
 
 class ModelChoice(Config):
@@ -174,6 +175,7 @@ def multimodal_config(model: ModelChoice, tokens: int) -> MultimodalConfig:
     decoder = DecoderConfig.model_validate(model.decoder.architecture)
     if tokens > decoder.vocab_size:
         multiple = model.decoder.vocabulary_multiple
-        decoder = decoder.model_copy(update={"vocab_size": -(-tokens // multiple) * multiple})
+        rows = -(-tokens // multiple) * multiple
+        decoder = decoder.model_copy(update={"vocab_size": rows, "vocab_used": tokens if tokens < rows else None})
     encoder = encoder_config(model.encoder)
     return MultimodalConfig(encoder=encoder, connector=model.connector, decoder=decoder, tiling=model.tiling)

@@ -10,6 +10,7 @@ from mllm_jax.interop.families.family import Family, FamilyError
 from mllm_jax.interop.model_folder import LoadedModel
 from mllm_jax.models.connectors.linear import LinearConfig
 from mllm_jax.models.connectors.mlp import MLPConfig
+from mllm_jax.models.decoder import DecoderConfig
 from mllm_jax.models.layers.positions import resize_positions
 from mllm_jax.models.multimodal import MultimodalConfig
 from mllm_jax.models.parameters import ModelConfig
@@ -22,6 +23,7 @@ def exportable(loaded: LoadedModel) -> tuple[Family, LoadedModel]:
     Raises:
         FamilyError: there is none; the message says why.
     """
+    loaded = without_padding(loaded)
     refused: FamilyError | None = None
     for change in (_unchanged, with_identity_layer, with_resized_positions, _with_both):
         candidate = change(loaded)
@@ -41,6 +43,24 @@ def _unchanged(loaded: LoadedModel) -> LoadedModel:
 
 def _with_both(loaded: LoadedModel) -> LoadedModel:
     return with_resized_positions(with_identity_layer(loaded))
+
+
+def without_padding(loaded: LoadedModel) -> LoadedModel:
+    """Return the vocabulary without the rows that only pad it; transformers would take them for tokens."""
+    config = loaded.config
+    decoder = config.decoder if isinstance(config, MultimodalConfig) else config
+    if not isinstance(decoder, DecoderConfig) or decoder.vocab_used is None:
+        return loaded
+    used = decoder.vocab_used
+    whole = isinstance(config, MultimodalConfig)
+    parameters = loaded.parameters["decoder"] if whole else loaded.parameters
+    cut = {"token_embedding": {"embedding": parameters["token_embedding"]["embedding"][:used]}}
+    if not decoder.tied_embeddings:
+        cut["output"] = {"kernel": parameters["output"]["kernel"][:, :used]}
+    decoder = decoder.model_copy(update={"vocab_size": used, "vocab_used": None})
+    if not whole:
+        return _changed(loaded, decoder, **cut)
+    return _changed(loaded, config.model_copy(update={"decoder": decoder}), decoder={**parameters, **cut})
 
 
 def with_identity_layer(loaded: LoadedModel) -> LoadedModel:

@@ -17,6 +17,7 @@ from mllm_jax.models.connectors.visual_expert import VisualExpertConfig
 from mllm_jax.models.layers.activations import ActivationName
 from mllm_jax.models.layers.attention import SelfAttention, soft_capped
 from mllm_jax.models.layers.cache import KVCache, advance, empty_cache
+from mllm_jax.models.layers.experts import Experts, ExpertsConfig
 from mllm_jax.models.layers.feed_forward import FEED_FORWARDS, FeedForwardName
 from mllm_jax.models.layers.interleaved import Blocks, Interleaving, run_interleaved
 from mllm_jax.models.layers.layer_kinds import LayerKind, Rotation, Views, make_views
@@ -48,6 +49,8 @@ class DecoderConfig(Config):
     head_width: int = Field(gt=0)
     feed_forward_width: int = Field(gt=0)
     feed_forward: FeedForwardName = "gated"
+    experts: ExpertsConfig | None = None
+    """Gated feed-forward layers among which a router chooses, in the place of `feed_forward`; null: no mixture."""
     activation: ActivationName = "silu"
     """Of the feed-forward layers."""
     norm: NormName = "rms"
@@ -167,6 +170,11 @@ class DecoderBlock(nn.Module):
 
     def feed_forward(self, hidden: Float[Array, "B T D"], views: Views) -> Float[Array, "B T D"]:
         config, formats = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        if config.experts is not None:
+            if views.at_image is not None:
+                raise ValueError("a visual expert stands beside one feed-forward layer, but this decoder has experts")
+            experts = Experts(config.experts, config.activation, name="feed_forward", **formats)
+            return experts(hidden, views.segment_ids)
         layer = partial(
             FEED_FORWARDS[config.feed_forward],
             config.feed_forward_width,

@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from mllm_jax.models.decoder import DecoderConfig
-from mllm_jax.models.layers.rotary_scaling import Llama3RotaryScaling
+from mllm_jax.models.decoder_presets import DECODERS as DECODERS
 from mllm_jax.models.vit import FeatureConfig, ViTConfig
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -105,60 +104,3 @@ ENCODERS: dict[str, ViTConfig] = {
     ),
 }
 """Vision encoders; SigLIP 2 of a fixed size has the architecture of SigLIP (https://arxiv.org/abs/2502.14786)."""
-
-_LLAMA2_7B = DecoderConfig(
-    vocab_size=32000,
-    width=4096,
-    layers=32,
-    heads=32,
-    kv_heads=32,
-    head_width=128,
-    feed_forward_width=11008,
-    max_positions=4096,
-)
-
-_LLAMA3_8B = DecoderConfig(
-    vocab_size=128256,
-    width=4096,
-    layers=32,
-    heads=32,
-    kv_heads=8,
-    head_width=128,
-    feed_forward_width=14336,
-    rope_theta=500000.0,
-    max_positions=8192,
-)
-
-DECODERS: dict[str, DecoderConfig] = {
-    "tiny_llama": DecoderConfig(
-        vocab_size=512,
-        width=192,
-        layers=4,
-        heads=6,
-        kv_heads=3,
-        head_width=32,
-        feed_forward_width=512,
-        tied_embeddings=True,
-        max_positions=1024,
-    ),
-    "smollm2_135m": DecoderConfig(
-        vocab_size=49152,
-        width=576,
-        layers=30,
-        heads=9,
-        kv_heads=3,
-        head_width=64,
-        feed_forward_width=1536,
-        rope_theta=100000.0,
-        tied_embeddings=True,
-        max_positions=8192,
-    ),
-    "llama2_7b": _LLAMA2_7B,
-    "vicuna_7b": _LLAMA2_7B,
-    "vicuna_13b": _LLAMA2_7B.model_copy(
-        update={"width": 5120, "layers": 40, "heads": 40, "kv_heads": 40, "feed_forward_width": 13824}
-    ),
-    "llama3_8b": _LLAMA3_8B,
-    "llama3_1_8b": _LLAMA3_8B.model_copy(update={"rope_scaling": Llama3RotaryScaling(), "max_positions": 131072}),
-}
-"""Decoder language models."""

@@ -9,8 +9,13 @@ from pydantic import Field, model_validator
 
 from data_pipelines.config_class import Config
 
-MESH_AXES = ("data", "fsdp", "sequence", "tensor")
+MESH_AXES = ("data", "fsdp", "expert", "sequence", "tensor")
 """Outermost first: the axes that talk most are innermost, where the links are shortest."""
+
+
+def axes_of(config: "MeshConfig") -> tuple[str, ...]:
+    """The axes of a mesh: a model without experts needs none for them."""
+    return tuple(axis for axis in MESH_AXES if axis != "expert" or config.expert != 1)
 
 
 class MeshConfig(Config):
@@ -23,6 +28,8 @@ class MeshConfig(Config):
     """Copies of the model, each on its own rows."""
     fsdp: int = Field(default=1, ge=-1)
     """Parts of the parameters and the optimizer state, each of which works on its own rows."""
+    expert: int = Field(default=1, ge=-1)
+    """Parts of the experts of a mixture, each of which works on its own rows."""
     sequence: int = Field(default=1, ge=-1)
     """Parts of a row's tokens."""
     tensor: int = Field(default=1, ge=-1)
@@ -41,12 +48,12 @@ class MeshConfig(Config):
 
 
 def mesh_shape(config: MeshConfig, devices: int) -> tuple[int, ...]:
-    """Sizes of `MESH_AXES` on `devices` devices, with -1 filled in.
+    """Sizes of the mesh's axes (`axes_of`) on `devices` devices, with -1 filled in.
 
     Raises:
         ValueError: the sizes do not multiply to the number of devices.
     """
-    sizes = {axis: getattr(config, axis) for axis in MESH_AXES}
+    sizes = {axis: getattr(config, axis) for axis in axes_of(config)}
     fixed = math.prod(size for size in sizes.values() if size != -1)
     written = " x ".join(f"{axis} {size}" for axis, size in sizes.items() if size != 1) or "all axes 1"
     if -1 not in sizes.values():
@@ -74,9 +81,10 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
         ValueError: the sizes do not multiply to the number of devices.
     """
     chosen = jax.devices() if devices is None else list(devices)
+    axes = axes_of(config)
     return jax.make_mesh(
         mesh_shape(config, len(chosen)),
-        MESH_AXES,
-        axis_types=(AxisType.Auto,) * len(MESH_AXES),
+        axes,
+        axis_types=(AxisType.Auto,) * len(axes),
         devices=chosen,
     )

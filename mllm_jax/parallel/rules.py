@@ -15,7 +15,7 @@ ParameterTree = dict[str, Any]
 
 MeshAxes = str | tuple[str, ...] | None
 
-ROW_AXES = ("data", "fsdp")
+ROW_AXES = ("data", "fsdp", "expert")
 
 RULES: tuple[tuple[str, MeshAxes], ...] = (
     ("layers", None),
@@ -27,6 +27,7 @@ RULES: tuple[tuple[str, MeshAxes], ...] = (
     ("vocabulary", "tensor"),
     ("patches", None),
     ("positions", None),
+    ("experts", "expert"),
     ("rows", ROW_AXES),
     ("images", ROW_AXES),
     ("tokens", "sequence"),
@@ -35,8 +36,11 @@ RULES: tuple[tuple[str, MeshAxes], ...] = (
     ("kv_heads_activation", "tensor"),
     ("feed_forward_activation", "tensor"),
     ("vocabulary_activation", "tensor"),
+    ("experts_activation", "expert"),
+    ("rows_of_experts", ("data", "fsdp")),
 )
-"""Logical axis -> mesh axes. The first group names axes of parameters, the rest axes of activations."""
+"""Logical axis -> mesh axes. The first group names axes of parameters, the rest axes of activations. An axis that a
+mesh does not have splits nothing."""
 
 
 class ShardingError(ValueError):
@@ -97,7 +101,7 @@ def _partition_spec(
     entries: list[MeshAxes] = []
     used: dict[str, str | None] = {}
     for name, length in zip(names, shape, strict=True):
-        axes = tuple(axis for axis in mesh_axes(name) if sizes[axis] > 1)
+        axes = tuple(axis for axis in mesh_axes(name) if sizes.get(axis, 1) > 1)
         for axis in axes:
             if axis in used:
                 raise ShardingError(f"axes {used[axis]!r} and {name!r} would both be split over mesh axis {axis!r}")
@@ -119,7 +123,7 @@ def _suggestion(length: int, ways: int, axes: tuple[str, ...]) -> str:
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """How every array of a batch is placed: its rows are split, its other axes are whole."""
-    return NamedSharding(mesh, PartitionSpec(ROW_AXES))
+    return NamedSharding(mesh, PartitionSpec(_present(ROW_AXES, mesh)))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -128,7 +132,12 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def row_ways(mesh: Mesh) -> int:
     """Into how many parts the rows of a batch are split."""
-    return math.prod(mesh.shape[axis] for axis in ROW_AXES)
+    return math.prod(mesh.shape[axis] for axis in _present(ROW_AXES, mesh))
+
+
+def _present(axes: MeshAxes, mesh: Mesh) -> tuple[str, ...]:
+    given = () if axes is None else (axes,) if isinstance(axes, str) else axes
+    return tuple(axis for axis in given if axis in mesh.shape)
 
 
 @contextlib.contextmanager
@@ -137,5 +146,6 @@ def use_mesh(mesh: Mesh) -> Iterator[Mesh]:
 
     `jax.set_mesh` and not `with mesh:`, under which Flax drops every logical constraint without a word.
     """
-    with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
+    rules = tuple((name, _present(axes, mesh) or None) for name, axes in RULES)
+    with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
         yield mesh

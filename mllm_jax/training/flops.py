@@ -62,6 +62,9 @@ def step_cost(config: MultimodalConfig, parameters: ParameterTree, trainable: Co
     decoder_products = _weights(parameters["decoder"])
     if decoder.tied_embeddings:
         decoder_products += decoder.vocab_size * decoder.width
+    if decoder.experts is not None:
+        idle = decoder.experts.count - decoder.experts.chosen
+        decoder_products -= decoder.layers * idle * 3 * decoder.width * decoder.experts.width
     # Attention has no weights: its backward pass is twice its forward pass, or nothing at all.
     attention_passes = {part: 3 if count > 1 else 1 for part, count in passes.items()}
     return StepCost(

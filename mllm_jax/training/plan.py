@@ -12,6 +12,7 @@ from mllm_jax.checkpoint.checkpointer import CheckpointConfig
 from mllm_jax.checkpoint.layout import stage_folder
 from mllm_jax.models.parameters import abstract_parameters, logical_axes, make_model
 from mllm_jax.parallel.rules import (
+    ROW_AXES,
     ParameterTree,
     parameter_shardings,
     row_ways,
@@ -53,6 +54,7 @@ class Stage:
     index: int
     folder: Path
     objective: Objective
+    validation_objective: Objective
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
     abstract: TrainState
@@ -98,10 +100,11 @@ def _row_problems(config: StageConfig, mesh: Mesh) -> list[str]:
     ways = row_ways(mesh) * config.accumulate
     problems = []
     if config.rows % ways:
+        split = " x ".join(f"{axis} {mesh.shape[axis]}" for axis in ROW_AXES if axis in mesh.shape)
         nearest = max(round(config.rows / ways), 1) * ways
         problems.append(
-            f"rows: {config.rows} rows cannot be split over data {mesh.shape['data']} x fsdp {mesh.shape['fsdp']} x "
-            f"accumulate {config.accumulate} = {ways}; use a multiple of it, such as {nearest}"
+            f"rows: {config.rows} rows cannot be split over {split} x accumulate {config.accumulate} = {ways}; use a "
+            f"multiple of it, such as {nearest}"
         )
     chunk = config.objective.chunk_tokens
     if chunk is not None and config.row_length % chunk:
@@ -121,6 +124,7 @@ def _plan_stage(
         index=index,
         folder=stage_folder(run.folder, index, config.name),
         objective=next_token_objective(model, config.objective),
+        validation_objective=next_token_objective(model, config.objective.without_router_losses()),
         optimizer=optimizer,
         schedule=schedule,
         abstract=abstract_state(parameters, shardings, config.trainable, precision.frozen_dtype, optimizer, run.mesh),

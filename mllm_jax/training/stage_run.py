@@ -157,7 +157,7 @@ def _validation(stage: Stage, run: Run) -> Any:
     if config.validation is None:
         return None
     request = FeedRequest(config, "validation", batch_sharding(run.mesh), None)
-    step = jax.jit(make_evaluation_step(stage.objective))
+    step = jax.jit(make_evaluation_step(stage.validation_objective))
     return lambda state: held_out_loss(step, state, run.ingredients.open_feed(request), config.validation.batches)
 
 

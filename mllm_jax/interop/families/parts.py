@@ -6,10 +6,17 @@ from mllm_jax.interop.families.clip import CLIP
 from mllm_jax.interop.families.dinov2 import DINOV2, GATED_DINOV2
 from mllm_jax.interop.families.eva import EVA
 from mllm_jax.interop.families.family import Family, FamilyError, HuggingFaceConfig
+from mllm_jax.interop.families.gemma import GEMMA, GEMMA2, GEMMA3
+from mllm_jax.interop.families.gpt2 import GPT2
 from mllm_jax.interop.families.internvit import INTERNVIT
-from mllm_jax.interop.families.llama import LLAMA
+from mllm_jax.interop.families.llama import LLAMA, MISTRAL
+from mllm_jax.interop.families.mixtures import MIXTRAL, QWEN3_MOE
 from mllm_jax.interop.families.open_clip import OPEN_CLIP
+from mllm_jax.interop.families.opt import OPT
+from mllm_jax.interop.families.phi3 import PHI3
+from mllm_jax.interop.families.qwen import QWEN2, QWEN3
 from mllm_jax.interop.families.siglip import SIGLIP
+from mllm_jax.interop.families.smollm3 import SMOLLM3
 from mllm_jax.models.decoder import DecoderConfig
 from mllm_jax.models.parameters import ModelConfig
 from mllm_jax.models.vit import ViTConfig
@@ -23,7 +30,22 @@ ENCODER_FAMILIES: tuple[Family[ViTConfig], ...] = (
     INTERNVIT,
     OPEN_CLIP,
 )
-DECODER_FAMILIES: tuple[Family[DecoderConfig], ...] = (LLAMA,)
+DECODER_FAMILIES: tuple[Family[DecoderConfig], ...] = (
+    LLAMA,
+    MISTRAL,
+    QWEN2,
+    QWEN3,
+    GEMMA,
+    GEMMA2,
+    GEMMA3,
+    PHI3,
+    SMOLLM3,
+    OPT,
+    GPT2,
+    MIXTRAL,
+    QWEN3_MOE,
+)
+"""Language models; one of ours is exported as the first that it is like."""
 
 
 def encoder_of_folder(config: HuggingFaceConfig, default: str | None = None) -> Family[ViTConfig]:

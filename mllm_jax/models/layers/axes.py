@@ -10,6 +10,7 @@ PARAMETER_AXES = (
     "vocabulary",
     "patches",
     "positions",
+    "experts",
 )
 """Names of parameter axes. `embed` is the model width of encoder, connector and decoder alike; an axis that is never
 worth sharding (the pixels of a patch) has no name."""
@@ -23,5 +24,8 @@ ACTIVATION_AXES = (
     "kv_heads_activation",
     "feed_forward_activation",
     "vocabulary_activation",
+    "experts_activation",
+    "rows_of_experts",
 )
-"""Names of activation axes. `images` is rows times image slots, flattened."""
+"""Names of activation axes. `images` is rows times image slots, flattened; `rows_of_experts` are the rows of an array
+that the experts split too."""

@@ -42,6 +42,7 @@ class Views(NamedTuple):
     cosines: Float[Array, "kinds B T half"] | None
     """None: no layer turns its heads."""
     sines: Float[Array, "kinds B T half"] | None
+    segment_ids: Int[Array, "B T"]
 
     prefixes: Prefixes | None = None
     """What queries read besides the tokens; None: nothing."""
@@ -80,6 +81,7 @@ def make_views(
         masks=jnp.stack(masks),
         cosines=jnp.stack([cosine for cosine, _ in angles]) if width else None,
         sines=jnp.stack([sine for _, sine in angles]) if width else None,
+        segment_ids=segment_ids,
     )
 
 

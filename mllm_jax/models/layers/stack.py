@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from data_pipelines.config_class import Config
+from mllm_jax.models.layers.experts import ROUTING
 
 RematName = Literal["none", "full", "dots"]
 Run = Callable[..., Any]
@@ -67,7 +68,7 @@ def _scanned(block: type[nn.Module], arguments: dict[str, Any], length: int, dep
     def run(carry, *shared):
         stack = nn.scan(
             block,
-            variable_axes={"params": 0},
+            variable_axes={"params": 0, ROUTING: 0},
             split_rngs={"params": True},
             in_axes=(0, *(nn.broadcast for _ in shared)),
             length=length,
