@@ -9,7 +9,7 @@ from typing import Any
 from data_pipelines.tokenizer import Tokenizer, load_tokenizer
 from mllm_jax.interop.description import ModelDescription
 from mllm_jax.interop.families.choice import family_of_folder
-from mllm_jax.interop.families.composite import MultimodalFamily
+from mllm_jax.interop.families.composite import MultimodalFamily, tower_of
 from mllm_jax.interop.families.family import Family, FamilyError
 from mllm_jax.interop.families.vision import pixel_statistics
 from mllm_jax.interop.imported_folder import write_imported
@@ -92,7 +92,7 @@ def import_folder(source: Path, output: Path) -> HuggingFaceFolder:
 
 def _processed(model: MultimodalConfig, family: MultimodalFamily, preprocessor: dict[str, Any]) -> MultimodalConfig:
     """The model for images of the size that the processor makes; a position table of another size is resized."""
-    encoder = model.encoder.model_copy(update=pixel_statistics(preprocessor))
+    encoder = tower_of(model).model_copy(update=pixel_statistics(preprocessor))
     size = family.processor.image_size(preprocessor)
     if size is not None and size != encoder.image_size:
         encoder = encoder.model_copy(update={"image_size": size, "position_grid": encoder.table_grid})

@@ -3,7 +3,7 @@
 from typing import Any
 
 from data_pipelines.transforms.image import ImageTransformConfig, processor_config
-from mllm_jax.interop.families.composite import CompositeFamily, MultimodalFamily, Processor
+from mllm_jax.interop.families.composite import CompositeFamily, MultimodalFamily, Processor, tower_of
 from mllm_jax.interop.families.eva import EVA
 from mllm_jax.interop.families.family import Family, FamilyError, HuggingFaceConfig, require_ours
 from mllm_jax.interop.families.parts import decoder_of_folder, part_of_config
@@ -37,12 +37,12 @@ def blip2(connector: QFormerConfig, decoder: Family[DecoderConfig]) -> Multimoda
     def to_hugging_face(config: MultimodalConfig) -> dict[str, Any]:
         if not isinstance(config.connector, QFormerConfig):
             raise FamilyError("BLIP-2 models have a connector of kind 'q_former', but this one has another.")
-        require_ours("BLIP-2", config.encoder, features=_FEATURES)
+        require_ours("BLIP-2", tower_of(config), features=_FEATURES)
         return {
             "architectures": ["Blip2ForConditionalGeneration"],
             "model_type": "blip-2",
-            "vision_config": EVA.to_hugging_face(config.encoder),
-            "qformer_config": their_q_former(config.connector, config.encoder.width),
+            "vision_config": EVA.to_hugging_face(tower_of(config)),
+            "qformer_config": their_q_former(config.connector, tower_of(config).width),
             "text_config": decoder.to_hugging_face(config.decoder),
             "num_query_tokens": config.connector.queries,
             "tie_word_embeddings": config.decoder.tied_embeddings,
@@ -70,7 +70,7 @@ def _text_config(config: HuggingFaceConfig) -> HuggingFaceConfig:
 
 def _processor_files(config: MultimodalConfig, transform: ImageTransformConfig) -> dict[str, Any]:
     """`Blip2Processor` can put an image's tokens before the text alone, so it is told to leave them to the text."""
-    images = processor_config(transform, config.encoder.pixel_mean, config.encoder.pixel_std)
+    images = processor_config(transform, tower_of(config).pixel_mean, tower_of(config).pixel_std)
     return {
         "preprocessor_config.json": images | {"processor_class": "Blip2Processor"},
         "processor_config.json": {"processor_class": "Blip2Processor", "num_query_tokens": None},

@@ -3,7 +3,7 @@
 from typing import Any
 
 from mllm_jax.interop.families.blip2 import BLIP2
-from mllm_jax.interop.families.composite import CompositeFamily
+from mllm_jax.interop.families.composite import CompositeFamily, tower_of
 from mllm_jax.interop.families.family import Family, FamilyError, HuggingFaceConfig
 from mllm_jax.interop.families.idefics3 import IDEFICS3
 from mllm_jax.interop.families.internvl import INTERNVL
@@ -16,7 +16,6 @@ from mllm_jax.interop.families.parts import (
     no_family,
     part_of_config,
 )
-from mllm_jax.models.fused import FusedConfig
 from mllm_jax.models.multimodal import MultimodalConfig
 from mllm_jax.models.parameters import ModelConfig
 
@@ -44,8 +43,7 @@ def family_of_config(config: ModelConfig) -> Family[Any]:
     """
     if not isinstance(config, MultimodalConfig):
         return part_of_config(config)
-    if isinstance(config.encoder, FusedConfig):
-        raise FamilyError("transformers has no model with two vision encoders side by side, as this one has.")
+    tower_of(config)  # Raises for the models that no family has.
     reasons = []
     for composite in COMPOSITE_FAMILIES:
         try:

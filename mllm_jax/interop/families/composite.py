@@ -7,9 +7,11 @@ from typing import Any
 from data_pipelines.tokenizer import IMAGE_TOKEN
 from data_pipelines.transforms.image import ImageTransformConfig
 from data_pipelines.transforms.templates import ImageFormat
-from mllm_jax.interop.families.family import Family, HuggingFaceConfig
+from mllm_jax.interop.families.family import Family, FamilyError, HuggingFaceConfig
 from mllm_jax.interop.rules import Rule, Table
+from mllm_jax.models.fused import FusedConfig
 from mllm_jax.models.multimodal import MultimodalConfig
+from mllm_jax.models.vit import ViTConfig
 
 ProcessorConfig = Mapping[str, Any]
 """The content of an image processor's config."""
@@ -40,6 +42,17 @@ _TRANSFORMERS_5 = (
     (r"lm_head\.", "language_model.lm_head."),
 )
 """Names as they are in memory of transformers 5, which files rarely hold, to those that all versions read."""
+
+
+def tower_of(config: MultimodalConfig) -> ViTConfig:
+    """The vision transformer of a model that has one.
+
+    Raises:
+        FamilyError: it has several.
+    """
+    if isinstance(config.encoder, FusedConfig):
+        raise FamilyError("transformers has no model with two vision encoders side by side, as this one has.")
+    return config.encoder
 
 
 def projector_table(encoder: Table, connector: tuple[Rule, ...], decoder: Table) -> Table:

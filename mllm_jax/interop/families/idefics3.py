@@ -11,7 +11,7 @@ import numpy as np
 
 from data_pipelines.transforms.image import RESAMPLING, ImageTransformConfig
 from data_pipelines.transforms.templates import IDEFICS3_IMAGE
-from mllm_jax.interop.families.composite import CompositeFamily, MultimodalFamily, Processor
+from mllm_jax.interop.families.composite import CompositeFamily, MultimodalFamily, Processor, tower_of
 from mllm_jax.interop.families.family import Family, FamilyError, HuggingFaceConfig, require_ours
 from mllm_jax.interop.families.parts import decoder_of_folder, part_of_config
 from mllm_jax.interop.families.siglip import SIGLIP
@@ -46,9 +46,9 @@ def idefics3(decoder: Family[DecoderConfig]) -> MultimodalFamily:
         )
 
     def to_hugging_face(config: MultimodalConfig) -> dict[str, Any]:
-        _check_positions(config.encoder)
-        require_ours("Idefics3", config.encoder, features=_FEATURES)
-        tower = SIGLIP.to_hugging_face(config.encoder)
+        _check_positions(tower_of(config))
+        require_ours("Idefics3", tower_of(config), features=_FEATURES)
+        tower = SIGLIP.to_hugging_face(tower_of(config))
         del tower["architectures"], tower["vision_use_head"]
         return {
             "architectures": ["Idefics3ForConditionalGeneration"],
@@ -141,8 +141,8 @@ def _processor_files(config: MultimodalConfig, transform: ImageTransformConfig) 
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
-        "image_mean": list(config.encoder.pixel_mean),
-        "image_std": list(config.encoder.pixel_std),
+        "image_mean": list(tower_of(config).pixel_mean),
+        "image_std": list(tower_of(config).pixel_std),
         "do_pad": True,
     }
     processor = {"processor_class": "Idefics3Processor", "image_seq_len": image_tokens(config)}

@@ -4,7 +4,7 @@ from typing import Any
 
 from data_pipelines.tokenizer import IMAGE_TOKEN
 from data_pipelines.transforms.image import ImageTransformConfig, processor_config
-from mllm_jax.interop.families.composite import CompositeFamily, MultimodalFamily, Processor, projector_table
+from mllm_jax.interop.families.composite import CompositeFamily, MultimodalFamily, Processor, projector_table, tower_of
 from mllm_jax.interop.families.family import Family, FamilyError, HuggingFaceConfig
 from mllm_jax.interop.families.features import selected_features, their_selection
 from mllm_jax.interop.families.internvit import INTERNVIT
@@ -42,13 +42,13 @@ def internvl(decoder: Family[DecoderConfig]) -> MultimodalFamily:
         return {
             "architectures": ["InternVLForConditionalGeneration"],
             "model_type": "internvl",
-            "vision_config": INTERNVIT.to_hugging_face(config.encoder),
+            "vision_config": INTERNVIT.to_hugging_face(tower_of(config)),
             "text_config": decoder.to_hugging_face(config.decoder),
             "tie_word_embeddings": config.decoder.tied_embeddings,
             "downsample_ratio": 1 / connector.factor,
             "projector_hidden_act": ACTIVATION_NAMES[connector.activation],
             "image_seq_length": image_tokens(config),
-            **their_selection("InternVL", config.encoder),
+            **their_selection("InternVL", tower_of(config)),
         }
 
     return MultimodalFamily(
@@ -65,7 +65,7 @@ def internvl(decoder: Family[DecoderConfig]) -> MultimodalFamily:
 
 
 def _connector(config: MultimodalConfig) -> PixelShuffleConfig:
-    connector, grid = config.connector, config.encoder.grid
+    connector, grid = config.connector, tower_of(config).grid
     expected = PixelShuffleConfig(norm=True)
     if not isinstance(connector, PixelShuffleConfig) or expected != connector.model_copy(
         update={"factor": expected.factor, "activation": expected.activation}
@@ -83,7 +83,7 @@ def _connector(config: MultimodalConfig) -> PixelShuffleConfig:
 
 def _processor_files(config: MultimodalConfig, transform: ImageTransformConfig) -> dict[str, Any]:
     """A `LlavaProcessor`: InternVL's own always cuts images into tiles; what is a patch to it is a token here."""
-    encoder = config.encoder
+    encoder = tower_of(config)
     processor = {
         "processor_class": "LlavaProcessor",
         "patch_size": encoder.patch_size * _connector(config).factor,

@@ -4,7 +4,7 @@ from typing import Any
 
 from data_pipelines.tokenizer import IMAGE_TOKEN
 from data_pipelines.transforms.image import ImageTransformConfig, processor_config
-from mllm_jax.interop.families.composite import CompositeFamily, MultimodalFamily, Processor, projector_table
+from mllm_jax.interop.families.composite import CompositeFamily, MultimodalFamily, Processor, projector_table, tower_of
 from mllm_jax.interop.families.family import Family, FamilyError, HuggingFaceConfig
 from mllm_jax.interop.families.features import selected_features, their_selection
 from mllm_jax.interop.families.parts import decoder_of_folder, encoder_of_folder, part_of_config
@@ -53,11 +53,11 @@ def llava(encoder: Family[ViTConfig], decoder: Family[DecoderConfig]) -> Multimo
         return {
             "architectures": ["LlavaForConditionalGeneration"],
             "model_type": "llava",
-            "vision_config": encoder.to_hugging_face(config.encoder),
+            "vision_config": encoder.to_hugging_face(tower_of(config)),
             "text_config": decoder.to_hugging_face(config.decoder),
             "tie_word_embeddings": config.decoder.tied_embeddings,
             "image_seq_length": image_tokens(config),
-            **their_selection("LLaVA", config.encoder),
+            **their_selection("LLaVA", tower_of(config)),
             **_their_connector(config.connector),
         }
 
@@ -84,7 +84,7 @@ def _their_connector(connector: Any) -> dict[str, Any]:
 
 def _processor_files(config: MultimodalConfig, transform: ImageTransformConfig) -> dict[str, Any]:
     """`LlavaProcessor` counts an image's tokens from its patches and what the model's strategy does to them."""
-    encoder = config.encoder
+    encoder = tower_of(config)
     processor = {
         "processor_class": "LlavaProcessor",
         "patch_size": encoder.patch_size,
@@ -106,7 +106,7 @@ def _of_folder(config: HuggingFaceConfig) -> MultimodalFamily:
 
 
 def _of_config(config: MultimodalConfig) -> MultimodalFamily:
-    return llava(part_of_config(config.encoder), part_of_config(config.decoder))
+    return llava(part_of_config(tower_of(config)), part_of_config(config.decoder))
 
 
 LLAVA = CompositeFamily(("llava",), _of_folder, _of_config)
