@@ -111,6 +111,8 @@ class Table:
     """Regular expressions (after the renames) of whole names that are known and not part of our model."""
     copies: tuple[tuple[str, str], ...] = ()
     """(name, other name): the first may repeat the second where a model has only the second (tied embeddings)."""
+    continued: tuple[tuple[str, str], ...] = ()
+    """(name, other name): files may keep the last rows of the first in a tensor of their own, the second."""
 
     def canonical(self, name: str) -> str:
         for pattern, replacement in self.renames:
@@ -128,6 +130,7 @@ class Table:
             renames=tuple((start + pattern, theirs + replacement) for pattern, replacement in self.renames),
             ignored=tuple(start + pattern for pattern in self.ignored),
             copies=tuple((theirs + copy, theirs + original) for copy, original in self.copies),
+            continued=tuple((theirs + name, theirs + other) for name, other in self.continued),
         )
 
     def __add__(self, other: "Table") -> "Table":
@@ -136,6 +139,7 @@ class Table:
             self.renames + other.renames,
             self.ignored + other.ignored,
             self.copies + other.copies,
+            self.continued + other.continued,
         )
 
 

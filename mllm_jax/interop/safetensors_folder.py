@@ -34,6 +34,7 @@ class SafetensorsFolder:
         self._files = _tensor_files(folder)
         self._stack = ExitStack()
         self._handles: dict[str, Any] = {}
+        self._following: dict[str, str] = {}
 
     def __enter__(self) -> "SafetensorsFolder":
         opened = {}
@@ -48,18 +49,27 @@ class SafetensorsFolder:
     def names(self) -> tuple[str, ...]:
         return tuple(self._files)
 
+    def join(self, name: str, following: str) -> None:
+        """Take two tensors for one called `name`: where the first ends on its first axis, the second goes on."""
+        self._following[name] = following
+        del self._files[following]
+
     def file(self, name: str) -> str:
         return self._files[name]
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._handles[name].get_slice(name).get_shape())
+        shape = tuple(self._handles[name].get_slice(name).get_shape())
+        if name not in self._following:
+            return shape
+        return (shape[0] + self.shape(self._following[name])[0], *shape[1:])
 
     def float_dtype(self, name: str) -> np.dtype | None:
         """The format of a tensor of floating point numbers, None for another kind."""
         return FLOATS.get(self._handles[name].get_slice(name).get_dtype())
 
     def read(self, name: str) -> np.ndarray:
-        return self._handles[name].get_tensor(name)
+        array = self._handles[name].get_tensor(name)
+        return np.concatenate([array, self.read(self._following[name])]) if name in self._following else array
 
 
 def _tensor_files(folder: Path) -> dict[str, str]:

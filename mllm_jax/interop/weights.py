@@ -74,6 +74,9 @@ class Reading:
         before = {path: jax.ShapeDtypeStruct(shape, leaves[path].dtype) for path, shape in self._shapes.items()}
         self._wanted, uncovered = tensors(table, before)
         self._pieces = pieces(self._wanted)
+        for name, following in table.continued:
+            if {name, following} <= set(source.names()):
+                source.join(name, following)
         self._names = _canonical_names(source, table)
         self.ignored = _check(source, table, self._pieces, self._names, uncovered)
         """Names of tensors in the folder that the family knows and our model does not use."""

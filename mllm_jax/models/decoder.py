@@ -258,7 +258,9 @@ class Decoder(nn.Module):
     ) -> tuple[Float[Array, "B T D"], KVCache | None]:
         config, added, formats = self.config, self.added, {"dtype": self.dtype, "param_dtype": self.param_dtype}
         arguments = {"config": config, **formats}
-        if added is not None and media is None:
+        if added is None:
+            return run_stack(self, DecoderBlock, arguments, config.stack, config.layers)((hidden, cache), views)
+        if media is None:
             raise ValueError("the decoder has weights for images, but is given none; rows without images have N = 0")
         if isinstance(added, GatedCrossAttentionConfig):
             layers = Blocks(DecoderBlock, arguments, "blocks", (views,))
@@ -267,7 +269,7 @@ class Decoder(nn.Module):
             return run_interleaved(self, layers, readers, places, config.stack, (hidden, cache))
         if isinstance(added, PrefixAdapterConfig):
             views = views._replace(prefixes=self._prefixes(added, media))
-        elif isinstance(added, VisualExpertConfig):
+        else:
             views = views._replace(at_image=media.at_image)
         return run_stack(self, DecoderBlock, arguments, config.stack, config.layers)((hidden, cache), views)
 

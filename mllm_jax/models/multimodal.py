@@ -33,7 +33,7 @@ class MultimodalConfig(Config):
             tile_features(self)
         added = added_weights(self.connector)
         if added is not None:
-            added.check_decoder(self.decoder.layers, mixture=False)
+            added.check_decoder(self.decoder.layers, self.decoder.experts is not None)
         return self
 
 

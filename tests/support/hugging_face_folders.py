@@ -163,6 +163,43 @@ def write_blip2(folder: Path) -> transformers.Blip2ForConditionalGeneration:
     return model
 
 
+def write_idefics(folder: Path) -> transformers.IdeficsForVisionText2Text:
+    """Write an Idefics with its processor, and return the model."""
+    config = transformers.IdeficsConfig(
+        vocab_size=316,
+        additional_vocab_size=4,
+        hidden_size=36,
+        intermediate_size=52,
+        num_hidden_layers=2,
+        num_attention_heads=9,
+        max_position_embeddings=256,
+        use_resampler=True,
+        perceiver_config={
+            "resampler_n_latents": 3,
+            "resampler_depth": 1,
+            "resampler_n_heads": 2,
+            "resampler_head_dim": 6,
+        },
+        vision_config={
+            "embed_dim": 24,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 3,
+            "intermediate_size": 28,
+            "image_size": 16,
+            "patch_size": 4,
+        },
+        image_token_id=SPECIAL_TOKENS.index("<image>"),
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=3,
+    )
+    model = randomise(transformers.IdeficsForVisionText2Text(config))
+    model.save_pretrained(folder)
+    images = transformers.IdeficsImageProcessorPil(image_size=16)
+    transformers.IdeficsProcessor(images, tiny_tokenizer()).save_pretrained(folder)
+    return model
+
+
 def image_processor(family: str) -> object:
     """The family's usual image processor at 16 x 16 pixels."""
     square = {"height": 16, "width": 16}

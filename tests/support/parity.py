@@ -29,6 +29,21 @@ def assert_close(ours: Any, theirs: torch.Tensor) -> None:
     assert difference < min(1e-4, TOLERANCE * max(1.0, largest)), f"{difference} among values up to {largest}"
 
 
+def assert_gradients_close(ours: Parameters, expected: Parameters) -> None:
+    """Every parameter's gradient within 0.1 % of its largest number.
+
+    A gradient that is zero but for rounding (a key's bias moves all scores of a query alike) is compared with the
+    largest of all.
+    """
+    largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(expected))
+
+    def compare(found: jax.Array, wanted: jax.Array) -> None:
+        tolerance = max(1e-3 * float(jnp.abs(wanted).max()), 1e-5 * largest)
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=tolerance)
+
+    jax.tree.map(compare, ours, expected)
+
+
 def read_config(folder: Path, scan: bool = True) -> ModelConfig:
     """Our config of a folder, its stacks scanned or not."""
     config = json.loads((folder / "config.json").read_text())

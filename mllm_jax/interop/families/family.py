@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from data_pipelines.config_class import Config
 from mllm_jax.interop.rules import Table
 from mllm_jax.models.parameters import ModelConfig
 
@@ -39,7 +40,7 @@ def require(family: str, config: HuggingFaceConfig, **expected: Any) -> None:
             raise FamilyError(f"{family}: {key} is {config[key]!r} in config.json, but only {value!r} can be imported.")
 
 
-def require_ours(family: str, config: ModelConfig, **expected: Any) -> None:
+def require_ours(family: str, config: Config, **expected: Any) -> None:
     """Checks fields of our config that a family has in one way only."""
     for field, value in expected.items():
         if getattr(config, field) != value:

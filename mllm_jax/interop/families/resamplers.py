@@ -72,6 +72,19 @@ def idefics_perceiver(config: HuggingFaceConfig) -> PerceiverConfig:
     )
 
 
+def their_idefics_perceiver(config: PerceiverConfig) -> dict[str, Any]:
+    """The `perceiver_config` of an Idefics model; whether it says all of ours is for the caller to compare."""
+    return {
+        "model_type": "idefics_perciever",
+        "use_resampler": True,
+        "resampler_n_latents": config.latents,
+        "resampler_depth": config.layers,
+        "resampler_n_heads": config.heads,
+        "resampler_head_dim": config.head_width,
+        "qk_layer_norms_perceiver": config.head_norm is not None,
+    }
+
+
 def idefics2_perceiver(config: HuggingFaceConfig) -> PerceiverConfig:
     """From an `Idefics2PerceiverConfig`."""
     return PerceiverConfig(
