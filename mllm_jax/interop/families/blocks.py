@@ -105,11 +105,11 @@ def block_rules(names: BlockNames) -> tuple[Rule, ...]:
         rules.append(Rule(f"{block}{theirs}.bias", f"blocks/attention/{ours}/bias", FLAT, joined=joined))
     rules.append(Rule(f"{block}{names.output}.weight", "blocks/attention/output/kernel", LINEAR_FROM_HEADS))
     rules.append(Rule(f"{block}{names.output}.bias", "blocks/attention/output/bias"))
-    for place, (theirs, ours) in enumerate(((names.gate, "gate"), (names.up, "up"), (names.down, "down"))):
+    for place, (layer, ours) in enumerate(((names.gate, "gate"), (names.up, "up"), (names.down, "down"))):
         joined = Joined(place) if names.gate == names.up and ours != "down" else None
-        if theirs is not None:
-            rules.append(Rule(f"{block}{theirs}.weight", f"blocks/feed_forward/{ours}/kernel", LINEAR, joined=joined))
-            rules.append(Rule(f"{block}{theirs}.bias", f"blocks/feed_forward/{ours}/bias", joined=joined))
+        if layer is not None:
+            rules.append(Rule(f"{block}{layer}.weight", f"blocks/feed_forward/{ours}/kernel", LINEAR, joined=joined))
+            rules.append(Rule(f"{block}{layer}.bias", f"blocks/feed_forward/{ours}/bias", joined=joined))
     for scale, ours in ((names.attention_scale, "attention_scale"), (names.feed_forward_scale, "feed_forward_scale")):
         if scale is not None:
             rules.append(Rule(f"{block}{scale}", f"blocks/{ours}"))
