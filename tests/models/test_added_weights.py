@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.extend.core import jaxprs_in_params
 from pydantic import ValidationError
 
 from mllm_jax.generation.decode import DecodingConfig, generate
@@ -200,7 +201,7 @@ def test_the_program_does_not_grow_with_depth(name: str, remat: str) -> None:
 
 
 def equations(jaxpr: Any) -> int:
-    return sum(1 + sum(map(equations, jax.core.jaxprs_in_params(each.params))) for each in jaxpr.eqns)
+    return sum(1 + sum(map(equations, jaxprs_in_params(each.params))) for each in jaxpr.eqns)
 
 
 @pytest.mark.parametrize(
