@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import peft
 import pytest
 import torch
 import transformers
@@ -133,7 +134,6 @@ def test_prefixes_with_images_in_the_last_layers(llama: tuple) -> None:
 
 def test_prefixes_without_images_are_those_of_peft(llama: tuple) -> None:
     """LLaMA-Adapter V1 as peft has it: one gate a layer, as it is."""
-    peft = pytest.importorskip("peft")
     model, config, parameters = llama
     prefix, gates = drawn(LAYERS, LENGTH, WIDTH), drawn(LAYERS, 1, seed=1)
     added = PrefixAdapterConfig(length=LENGTH, layers=LAYERS, gate="layer", gate_activation="linear", visual=None)
