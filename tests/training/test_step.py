@@ -67,9 +67,23 @@ def test_loss_and_gradients_do_not_depend_on_accumulation(alone):
     check_same(one_step(make_mesh(MeshConfig(data=2), jax.devices()[:2]), accumulate=2), alone)
 
 
-def test_chunked_logits_give_the_same_loss_and_gradients(alone):
+@pytest.mark.parametrize("config", [MeshConfig(data=1), MeshConfig(data=2, fsdp=2, sequence=2)], ids=str)
+def test_chunked_logits_give_the_same_loss_and_gradients(config, alone):
     objective = next_token_objective(make_model(MODEL), ObjectiveConfig(chunk_tokens=4))
-    check_same(one_step(make_mesh(MeshConfig(), jax.devices()[:1]), objective), alone)
+    check_same(
+        one_step(make_mesh(config, jax.devices()[: config.data * config.fsdp * config.sequence]), objective), alone
+    )
+
+
+@pytest.mark.parametrize("supervised", [(), (15,), (0, 5, 6, 7, 15)], ids=str)
+def test_chunks_without_supervised_tokens_change_nothing(supervised):
+    """One row has supervised tokens at these places, with a weight each; the others have none."""
+    batch = tiny_batch(0)
+    weights = np.zeros_like(batch.loss_weights)
+    weights[3, list(supervised)] = np.arange(len(supervised)) / 2 + 0.5
+    batch, mesh = batch._replace(loss_weights=weights), make_mesh(MeshConfig(), jax.devices()[:1])
+    objective = next_token_objective(make_model(MODEL), ObjectiveConfig(chunk_tokens=2))
+    check_same(one_step(mesh, objective, batch=batch), one_step(mesh, batch=batch))
 
 
 def test_the_loss_is_the_mean_over_supervised_tokens_of_the_global_batch(alone):

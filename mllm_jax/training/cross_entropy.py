@@ -1,0 +1,57 @@
+"""The summed cross-entropy of a batch, from all logits at once or from those of a few tokens at a time."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int32
+
+Logits = Callable[[Float[Array, "B T D"]], Float[Array, "B T V"]]
+"""From hidden states to logits."""
+
+
+def weighted_cross_entropy(
+    logits: Float[Array, "B T V"], targets: Int32[Array, "B T"], weights: Float[Array, "B T"]
+) -> Float[Array, ""]:
+    """Sum over all tokens of weight x negative log-likelihood of the target, in nats, computed in f32."""
+    logits = logits.astype(jnp.float32)
+    normaliser = jax.nn.logsumexp(logits, axis=-1)
+    chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    return jnp.sum(weights * (normaliser - chosen))
+
+
+def chunked_cross_entropy(
+    logits_of: Logits,
+    hidden: Float[Array, "B T D"],
+    targets: Int32[Array, "B T"],
+    weights: Float[Array, "B T"],
+    chunk: int,
+) -> Float[Array, ""]:
+    """`weighted_cross_entropy` of `logits_of(hidden)`, with never more than [B, chunk, V] logits at one time.
+
+    Supervised tokens come first, so that a chunk in which no row of the global batch has one makes no logits. Whether
+    it has is the same on every device, so all of them take the same way.
+
+    Raises:
+        ValueError: the chunk does not divide the row length.
+    """
+    rows, length, _ = hidden.shape
+    if length % chunk:
+        raise ValueError(f"objective.chunk_tokens {chunk} does not divide the row length {length}")
+    order = jnp.argsort(weights == 0, axis=1, stable=True)
+
+    def cut(array: Array) -> Array:
+        ordered = jnp.take_along_axis(array, order.reshape(*order.shape, *(1,) * (array.ndim - 2)), axis=1)
+        return jnp.swapaxes(ordered.reshape(rows, length // chunk, chunk, *array.shape[2:]), 0, 1)
+
+    def loss(states: Array, targets: Array, weights: Array) -> Array:
+        return weighted_cross_entropy(logits_of(states), targets, weights)
+
+    def nothing(states: Array, targets: Array, weights: Array) -> Array:
+        return jnp.zeros((), jnp.float32)
+
+    @jax.checkpoint
+    def add(total: Array, part: tuple[Array, Array, Array]) -> tuple[Array, None]:
+        return total + jax.lax.cond(jnp.any(part[2] != 0), loss, nothing, *part), None
+
+    return jax.lax.scan(add, jnp.zeros((), jnp.float32), (cut(hidden), cut(targets), cut(weights)))[0]
