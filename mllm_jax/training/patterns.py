@@ -3,6 +3,7 @@
 import difflib
 import fnmatch
 from collections.abc import Collection, Iterable
+from typing import Any
 
 
 class PatternError(ValueError):
@@ -48,3 +49,8 @@ def choose(patterns: Iterable[str], paths: Collection[str]) -> frozenset[str]:
 def _nearest(pattern: str, paths: Collection[str]) -> list[str]:
     branches = {f"{path.rsplit('/', depth)[0]}/**" for path in paths for depth in range(1, path.count("/") + 1)}
     return difflib.get_close_matches(pattern, sorted({*paths, *branches}), n=4, cutoff=0.0)
+
+
+def leaf_path(keys: tuple[Any, ...]) -> str:
+    """The slash-joined path of a leaf from JAX's key path."""
+    return "/".join(str(key.key) for key in keys)

@@ -22,9 +22,9 @@ from mllm_jax.training.metrics import LoggingConfig
 from mllm_jax.training.objectives import next_token_objective
 from mllm_jax.training.optimizers import make_optimizer
 from mllm_jax.training.patterns import PatternError
-from mllm_jax.training.schedules import make_schedule
+from mllm_jax.training.rate_groups import Rates, make_rates
 from mllm_jax.training.stages import StageConfig
-from mllm_jax.training.state import TrainState, abstract_state, merge
+from mllm_jax.training.state import TrainState, abstract_state, merge, split
 from mllm_jax.training.step import Objective
 from mllm_jax.training.summary import GroupSummary, summarise
 
@@ -56,7 +56,7 @@ class Stage:
     objective: Objective
     validation_objective: Objective
     optimizer: optax.GradientTransformation
-    schedule: optax.Schedule
+    rates: Rates
     abstract: TrainState
     """Shapes, dtypes and shardings of its state."""
 
@@ -90,7 +90,7 @@ def plan_stages(configs: Sequence[StageConfig], run: Run) -> list[Stage]:
         try:
             stages.append(_plan_stage(index, config, run, parameters, shardings, axes))
         except PatternError as error:
-            problems.append(f"{place}: trainable: {error}")
+            problems.append(f"{place}: {error}")
     if problems:
         raise StageError("\n".join(problems))
     return stages
@@ -117,8 +117,12 @@ def _plan_stage(
 ) -> Stage:
     precision = run.ingredients.precision
     model = make_model(run.ingredients.model, precision.compute_dtype, precision.parameter_dtype)
-    schedule = make_schedule(config.schedule, config.steps)
-    optimizer = make_optimizer(config.optimizer, schedule, axes)
+    try:
+        trainable, _ = split(parameters, config.trainable)
+    except PatternError as error:
+        raise PatternError(f"trainable: {error}") from None
+    rates = make_rates(config.schedule, config.groups, config.steps, trainable, axes)
+    optimizer = make_optimizer(config.optimizer, rates, axes)
     return Stage(
         config=config,
         index=index,
@@ -126,6 +130,6 @@ def _plan_stage(
         objective=next_token_objective(model, config.objective),
         validation_objective=next_token_objective(model, config.objective.without_router_losses()),
         optimizer=optimizer,
-        schedule=schedule,
+        rates=rates,
         abstract=abstract_state(parameters, shardings, config.trainable, precision.frozen_dtype, optimizer, run.mesh),
     )

@@ -147,7 +147,7 @@ def _rhythm(stage: Stage, run: Run) -> Rhythm:
 
 
 def _compiled_step(stage: Stage, run: Run) -> Any:
-    step = make_train_step(stage.objective, stage.optimizer, stage.schedule, stage.config.accumulate)
+    step = make_train_step(stage.objective, stage.optimizer, stage.rates, stage.config.accumulate)
     return compile_train_step(step, shardings_of(stage.abstract), batch_sharding(run.mesh))
 
 

@@ -4,7 +4,8 @@ from pydantic import Field, model_validator
 
 from data_pipelines.config_class import Config
 from mllm_jax.training.objectives import ObjectiveConfig
-from mllm_jax.training.optimizers import OptimizerConfig
+from mllm_jax.training.optimizers import AdamWConfig, OptimizerConfig
+from mllm_jax.training.rate_groups import RateGroupConfig
 from mllm_jax.training.schedules import ScheduleConfig, make_schedule
 
 Mixture = dict[str, float]
@@ -53,8 +54,10 @@ class StageConfig(Config):
     trainable: tuple[str, ...] = Field(min_length=1)
     """Path patterns of the parameters that train, such as `connector/**`; `**` alone is all of them."""
     objective: ObjectiveConfig = ObjectiveConfig()
-    optimizer: OptimizerConfig = OptimizerConfig()
+    optimizer: OptimizerConfig = AdamWConfig()
     schedule: ScheduleConfig = ScheduleConfig()
+    groups: dict[str, RateGroupConfig] = Field(default={})
+    """Parameters with learning rates of their own, by a name for their curve; all others follow the schedule."""
     accumulate: int = Field(default=1, gt=0)
     """Into how many parts the rows are cut, one after another, to save memory; the result is the same."""
 

@@ -1,5 +1,6 @@
 """The state of a stage: parameters in two trees, and an optimizer that knows only one of them."""
 
+import itertools
 from typing import Any
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int32
 
 from mllm_jax.parallel.rules import ParameterTree, replicated
@@ -70,15 +71,33 @@ def abstract_state(
     trainable, frozen = split(described, patterns)
     frozen = jax.tree.map(lambda leaf: leaf.update(dtype=frozen_dtype), frozen)
     everywhere = replicated(mesh)
-    optimizer_state = optax.tree_utils.tree_map_params(
-        optimizer,
-        lambda leaf, parameter: leaf.update(sharding=parameter.sharding),
-        jax.eval_shape(optimizer.init, trainable),
-        trainable,
-        transform_non_params=lambda leaf: leaf.update(sharding=everywhere),
-    )
+    parameters_by_path = flatten_dict(trainable, sep="/")
+
+    def placed(keys: tuple[Any, ...], leaf: Any) -> Any:
+        parameter = parameters_by_path.get(_parameter_path(keys))
+        return leaf.update(sharding=everywhere if parameter is None else _sharding_beside(parameter, leaf.shape))
+
+    optimizer_state = jax.tree_util.tree_map_with_path(placed, jax.eval_shape(optimizer.init, trainable))
     step: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
     return TrainState(step, trainable, frozen, optimizer_state)
+
+
+def _parameter_path(keys: tuple[Any, ...]) -> str:
+    """The path of the parameter that a leaf of an optimizer's state is about: all keys of dicts at its end."""
+    names = itertools.takewhile(lambda key: isinstance(key, jax.tree_util.DictKey), reversed(keys))
+    return "/".join(reversed([str(key.key) for key in names]))
+
+
+def _sharding_beside(parameter: Any, shape: tuple[int, ...]) -> NamedSharding:
+    """Of what an optimizer keeps of a parameter: of its own shape, with one axis summed over (Adafactor), or small."""
+    sharding, whole = parameter.sharding, tuple(parameter.shape)
+    axes = (*sharding.spec, *(None,) * (len(whole) - len(sharding.spec)))
+    if shape == whole:
+        return sharding
+    for left_out in reversed(range(len(whole))):
+        if shape == (*whole[:left_out], *whole[left_out + 1 :]):
+            return NamedSharding(sharding.mesh, PartitionSpec(*axes[:left_out], *axes[left_out + 1 :]))
+    return NamedSharding(sharding.mesh, PartitionSpec())
 
 
 def shardings_of(abstract: Any) -> Any:

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from data_pipelines.batch import Batch
 from mllm_jax.parallel.rules import ParameterTree
+from mllm_jax.training.rate_groups import Rates
 from mllm_jax.training.state import TrainState, merge
 
 Objective = Callable[[ParameterTree, Batch], Float[Array, ""]]
@@ -23,7 +24,7 @@ TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
 def make_train_step(
-    objective: Objective, optimizer: optax.GradientTransformation, schedule: optax.Schedule, accumulate: int = 1
+    objective: Objective, optimizer: optax.GradientTransformation, rates: Rates, accumulate: int = 1
 ) -> TrainStep:
     """The step of a stage.
 
@@ -33,7 +34,7 @@ def make_train_step(
     Args:
         objective: sums the weighted loss over a batch.
         optimizer: of the trainable parameters.
-        schedule: the learning rate that `optimizer` uses, for the metrics.
+        rates: the learning rates that `optimizer` uses, for the metrics.
         accumulate: into how many parts the rows are cut, one after another, to save memory.
     """
 
@@ -53,11 +54,18 @@ def make_train_step(
         metrics = {
             "loss": loss,
             "gradient_norm": optax.global_norm(gradients),
-            "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
+            **{
+                f"learning_rate/{name}" if name else "learning_rate": rate
+                for name, rate in rates.at(state.step).items()
+            },
         }
         return new_state, metrics | batch_counts(batch)
 
     return train_step
+
+
+def _rate_metrics(rates: Rates, step: Array) -> Metrics:
+    return {f"learning_rate/{group}" if group else "learning_rate": rate for group, rate in rates.at(step).items()}
 
 
 def _accumulated(

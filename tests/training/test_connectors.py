@@ -19,6 +19,7 @@ from mllm_jax.models.parameters import abstract_parameters, logical_axes, make_m
 from mllm_jax.parallel.mesh import MeshConfig, make_mesh
 from mllm_jax.parallel.rules import batch_sharding, parameter_shardings, use_mesh
 from mllm_jax.training.objectives import ObjectiveConfig, next_token_objective
+from mllm_jax.training.rate_groups import Rates
 from mllm_jax.training.state import abstract_state, create_state, merge, shardings_of
 from mllm_jax.training.step import compile_train_step, make_train_step
 from tests.support.tiny_training import MODEL, initial_parameters, tiny_batch
@@ -45,6 +46,9 @@ def schedule(step):
     return 0.05
 
 
+RATES = Rates({"": schedule})
+
+
 def trained(config: MultimodalConfig, trainable: tuple[str, ...]):
     """Losses of a few steps on one batch over eight devices, and the state before and after them."""
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
@@ -57,7 +61,7 @@ def trained(config: MultimodalConfig, trainable: tuple[str, ...]):
     losses = []
     with use_mesh(mesh):
         step = compile_train_step(
-            make_train_step(objective, optimizer, schedule), shardings_of(abstract), batch_sharding(mesh)
+            make_train_step(objective, optimizer, RATES), shardings_of(abstract), batch_sharding(mesh)
         )
         batch = jax.device_put(batch_of(config), batch_sharding(mesh))
         for _ in range(STEPS):

@@ -8,6 +8,7 @@ from mllm_jax.parallel.mesh import MeshConfig, make_mesh
 from mllm_jax.parallel.rules import parameter_shardings
 from mllm_jax.training.optimizers import AdamWConfig, make_optimizer
 from mllm_jax.training.patterns import PatternError
+from mllm_jax.training.rate_groups import Rates
 from mllm_jax.training.state import (
     FrozenChangedError,
     abstract_state,
@@ -25,7 +26,7 @@ from tests.support.tiny_training import MODEL, initial_parameters
 def planned():
     mesh = make_mesh(MeshConfig(data=1, fsdp=8))
     parameters = abstract_parameters(MODEL)
-    optimizer = make_optimizer(AdamWConfig(), lambda step: 1e-3, logical_axes(MODEL))
+    optimizer = make_optimizer(AdamWConfig(), Rates({"": lambda step: 1e-3}), logical_axes(MODEL))
     shardings = parameter_shardings(logical_axes(MODEL), parameters, mesh)
     return optimizer, abstract_state(parameters, shardings, ("connector/**",), jnp.bfloat16, optimizer, mesh)
 

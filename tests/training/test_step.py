@@ -8,6 +8,7 @@ from mllm_jax.models.parameters import abstract_parameters, logical_axes, make_m
 from mllm_jax.parallel.mesh import MeshConfig, make_mesh
 from mllm_jax.parallel.rules import batch_sharding, parameter_shardings, use_mesh
 from mllm_jax.training.objectives import ObjectiveConfig, next_token_objective
+from mllm_jax.training.rate_groups import Rates
 from mllm_jax.training.state import abstract_state, create_state, merge, shardings_of
 from mllm_jax.training.step import batch_counts, compile_train_step, make_train_step, micro_batches
 from tests.support.tiny_training import MODEL, initial_parameters, tiny_batch
@@ -20,6 +21,9 @@ def schedule(step):
     return 1.0
 
 
+RATES = Rates({"": schedule})
+
+
 def one_step(mesh, objective=OBJECTIVE, accumulate=1, trainable=TRAINABLE, batch=None):
     """With plain SGD at rate 1, the change of the parameters is the gradient."""
     optimizer = optax.sgd(schedule)
@@ -29,7 +33,7 @@ def one_step(mesh, objective=OBJECTIVE, accumulate=1, trainable=TRAINABLE, batch
     state = create_state(initial_parameters(merge(abstract.trainable, abstract.frozen)), abstract, optimizer)
     before = jax.device_get(state.trainable)
     with use_mesh(mesh):
-        step = make_train_step(objective, optimizer, schedule, accumulate)
+        step = make_train_step(objective, optimizer, RATES, accumulate)
         compiled = compile_train_step(step, shardings_of(abstract), batch_sharding(mesh))
         placed = jax.device_put(batch or tiny_batch(0), batch_sharding(mesh))
         state, metrics = compiled(state, placed)
