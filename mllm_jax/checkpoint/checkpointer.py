@@ -14,6 +14,8 @@ from mllm_jax.parallel.rules import ParameterTree
 Json = dict[str, Any]
 
 PARAMETERS, OPTIMIZER, POSITION, DESCRIPTION = "parameters", "optimizer", "position", "description"
+UNAVERAGED = "unaveraged_parameters"
+"""What trains itself, where `PARAMETERS` is its running average."""
 
 
 class CheckpointConfig(Config):
@@ -31,6 +33,8 @@ class Restored(NamedTuple):
     step: int
     trainable: ParameterTree
     optimizer_state: Any
+    average: ParameterTree
+    """Of the trainable parameters; empty where none was asked for."""
     position: Json
     """Where the data stream stands after this step."""
     description: Json
@@ -56,7 +60,7 @@ class Checkpointer:
         self._manager = ocp.CheckpointManager(
             checkpoints_folder(stage).absolute(),
             options=options,
-            item_names=(PARAMETERS, OPTIMIZER, POSITION, DESCRIPTION),
+            item_names=(PARAMETERS, UNAVERAGED, OPTIMIZER, POSITION, DESCRIPTION),
         )
 
     def latest_step(self) -> int | None:
@@ -70,51 +74,71 @@ class Checkpointer:
                 writer.save(frozen_folder(self._stage).absolute(), frozen, force=True)
 
     def save(
-        self, step: int, trainable: ParameterTree, optimizer_state: Any, position: Json, description: Json
+        self,
+        step: int,
+        trainable: ParameterTree,
+        optimizer_state: Any,
+        position: Json,
+        description: Json,
+        average: ParameterTree | None = None,
     ) -> None:
-        """Begins to save the state after `step` steps; waits only for a save that is still under way."""
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                **{
-                    PARAMETERS: ocp.args.StandardSave(trainable),
-                    OPTIMIZER: ocp.args.StandardSave(optimizer_state),
-                    POSITION: ocp.args.JsonSave(position),
-                    DESCRIPTION: ocp.args.JsonSave(description),
-                }
-            ),
-        )
+        """Begins to save the state after `step` steps; waits only for a save that is still under way.
 
-    def restore(self, step: int, trainable: ParameterTree, optimizer_state: Any) -> Restored:
+        Args:
+            step: steps done.
+            trainable: what trains.
+            optimizer_state: of it.
+            position: where the data stream stands.
+            description: of the run.
+            average: of what trains; where there is one, it is what readers of the checkpoint get.
+        """
+        items = {
+            PARAMETERS: ocp.args.StandardSave(average or trainable),
+            OPTIMIZER: ocp.args.StandardSave(optimizer_state),
+            POSITION: ocp.args.JsonSave(position),
+            DESCRIPTION: ocp.args.JsonSave(description),
+        }
+        if average:
+            items[UNAVERAGED] = ocp.args.StandardSave(trainable)
+        self._manager.save(step, args=ocp.args.Composite(**items))
+
+    def restore(self, step: int, trainable: ParameterTree, optimizer_state: Any, averaged: bool = False) -> Restored:
         """The checkpoint of `step`, placed as the abstract trees say (any mesh, whatever wrote it).
 
         Args:
             step: one that is there.
             trainable: tree of `ShapeDtypeStruct` with shardings.
             optimizer_state: likewise.
+            averaged: whether there is an average, of the same tree.
 
         Raises:
             CheckpointError: the trees are not those that were saved.
         """
+        wanted = {
+            PARAMETERS: ocp.args.StandardRestore(trainable),
+            OPTIMIZER: ocp.args.StandardRestore(optimizer_state),
+            POSITION: ocp.args.JsonRestore(),
+            DESCRIPTION: ocp.args.JsonRestore(),
+        }
+        if averaged:
+            wanted[UNAVERAGED] = ocp.args.StandardRestore(trainable)
         try:
-            items = self._manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    **{
-                        PARAMETERS: ocp.args.StandardRestore(trainable),
-                        OPTIMIZER: ocp.args.StandardRestore(optimizer_state),
-                        POSITION: ocp.args.JsonRestore(),
-                        DESCRIPTION: ocp.args.JsonRestore(),
-                    }
-                ),
-            )
+            self._check_averaged(step, averaged)
+            items = self._manager.restore(step, args=ocp.args.Composite(**wanted))
         except (ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
                 f"{checkpoints_folder(self._stage) / str(step)} does not fit this stage: {error}. A stage goes on with "
-                "the model, the trainable patterns and the optimizer that it began with; to change them, start a new "
-                "run directory."
+                "the model, the trainable patterns, the optimizer and the average that it began with; to change them, "
+                "start a new run directory."
             ) from error
-        return Restored(step, items[PARAMETERS], items[OPTIMIZER], items[POSITION], items[DESCRIPTION])
+        result, position, description = items[PARAMETERS], items[POSITION], items[DESCRIPTION]
+        weights, average = (items[UNAVERAGED], result) if averaged else (result, {})
+        return Restored(step, weights, items[OPTIMIZER], average, position, description)
+
+    def _check_averaged(self, step: int, averaged: bool) -> None:
+        stored = (checkpoints_folder(self._stage) / str(step) / UNAVERAGED).is_dir()
+        if stored != averaged:
+            raise ValueError(f"it holds {'an' if stored else 'no'} average of the weights")
 
     def description(self, step: int) -> Json:
         """The description that was saved with `step`."""

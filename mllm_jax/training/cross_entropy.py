@@ -1,6 +1,7 @@
 """The summed cross-entropy of a batch, from all logits at once or from those of a few tokens at a time."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,14 +11,37 @@ Logits = Callable[[Float[Array, "B T D"]], Float[Array, "B T V"]]
 """From hidden states to logits."""
 
 
+class TokenLoss(NamedTuple):
+    """What the loss of one token is; the defaults are the plain negative log-likelihood."""
+
+    smoothing: float = 0.0
+    """Share of the target's probability that goes to all tokens of the vocabulary alike."""
+    z_weight: float = 0.0
+    """Weight of the square of the logits' normaliser (z-loss, https://arxiv.org/abs/2204.02311)."""
+    vocabulary: int | None = None
+    """Tokens there are, where logits behind them only pad; None: all."""
+
+
+PLAIN = TokenLoss()
+
+
 def weighted_cross_entropy(
-    logits: Float[Array, "B T V"], targets: Int32[Array, "B T"], weights: Float[Array, "B T"]
+    logits: Float[Array, "B T V"],
+    targets: Int32[Array, "B T"],
+    weights: Float[Array, "B T"],
+    loss: TokenLoss = PLAIN,
 ) -> Float[Array, ""]:
-    """Sum over all tokens of weight x negative log-likelihood of the target, in nats, computed in f32."""
+    """Sum over all tokens of weight x loss, in nats, computed in f32."""
     logits = logits.astype(jnp.float32)
     normaliser = jax.nn.logsumexp(logits, axis=-1)
     chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    return jnp.sum(weights * (normaliser - chosen))
+    if loss.smoothing:
+        mean = jnp.mean(logits[..., : loss.vocabulary], axis=-1)
+        chosen = (1 - loss.smoothing) * chosen + loss.smoothing * mean
+    losses = normaliser - chosen
+    if loss.z_weight:
+        losses = losses + loss.z_weight * normaliser**2
+    return jnp.sum(weights * losses)
 
 
 def chunked_cross_entropy(
@@ -26,6 +50,7 @@ def chunked_cross_entropy(
     targets: Int32[Array, "B T"],
     weights: Float[Array, "B T"],
     chunk: int,
+    loss: TokenLoss = PLAIN,
 ) -> Float[Array, ""]:
     """`weighted_cross_entropy` of `logits_of(hidden)`, with never more than [B, chunk, V] logits at one time.
 
@@ -44,14 +69,14 @@ def chunked_cross_entropy(
         ordered = jnp.take_along_axis(array, order.reshape(*order.shape, *(1,) * (array.ndim - 2)), axis=1)
         return jnp.swapaxes(ordered.reshape(rows, length // chunk, chunk, *array.shape[2:]), 0, 1)
 
-    def loss(states: Array, targets: Array, weights: Array) -> Array:
-        return weighted_cross_entropy(logits_of(states), targets, weights)
+    def measured(states: Array, targets: Array, weights: Array) -> Array:
+        return weighted_cross_entropy(logits_of(states), targets, weights, loss)
 
     def nothing(states: Array, targets: Array, weights: Array) -> Array:
         return jnp.zeros((), jnp.float32)
 
     @jax.checkpoint
     def add(total: Array, part: tuple[Array, Array, Array]) -> tuple[Array, None]:
-        return total + jax.lax.cond(jnp.any(part[2] != 0), loss, nothing, *part), None
+        return total + jax.lax.cond(jnp.any(part[2] != 0), measured, nothing, *part), None
 
     return jax.lax.scan(add, jnp.zeros((), jnp.float32), (cut(hidden), cut(targets), cut(weights)))[0]

@@ -12,8 +12,9 @@ from data_pipelines.batch import Batch
 from data_pipelines.config_class import Config
 from mllm_jax.models.layers.experts import ROUTING, balance_loss, normaliser_loss, total_sums
 from mllm_jax.parallel.rules import ParameterTree
-from mllm_jax.training.cross_entropy import Logits, chunked_cross_entropy, weighted_cross_entropy
+from mllm_jax.training.cross_entropy import Logits, TokenLoss, chunked_cross_entropy, weighted_cross_entropy
 from mllm_jax.training.step import Objective
+from mllm_jax.training.weighting import Weighting
 
 
 class ObjectiveConfig(Config):
@@ -24,15 +25,22 @@ class ObjectiveConfig(Config):
     """Tokens of a row whose logits exist at one time: never more than [rows, chunk_tokens, vocabulary] of them. They
     are made twice, but only for as many tokens as the row with the most supervised ones has, in whole chunks. Must
     divide the row length; null makes the logits of all tokens at once."""
+    weighting: Weighting = "token"
+    """How much a supervised token counts: `token`: as every other; `sample`: so that all examples count alike, however
+    long their answers are; `square_root`: halfway between."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Share of a target's probability that goes to all tokens alike."""
+    z_weight: float = Field(default=0.0, ge=0)
+    """Weight of the square of the logits' normaliser, which keeps the logits small (z-loss)."""
     balance_weight: float = Field(default=0.01, ge=0)
     """Weight of the load-balancing loss of a mixture of experts, which is smallest when its experts share the tokens
     evenly. Part of the training loss only, never of the validation loss."""
     router_weight: float = Field(default=0.0, ge=0)
     """Weight of the square of the routers' normalisers, which keeps their logits small (z-loss, arXiv:2202.08906)."""
 
-    def without_router_losses(self) -> "ObjectiveConfig":
-        """The objective that validation measures."""
-        return self.model_copy(update={"balance_weight": 0.0, "router_weight": 0.0})
+    def plain(self) -> "ObjectiveConfig":
+        """The objective that validation measures: the mean negative log-likelihood of a supervised token."""
+        return ObjectiveConfig(chunk_tokens=self.chunk_tokens, balance_weight=0.0)
 
 
 def next_token_objective(model: nn.Module, config: ObjectiveConfig) -> Objective:
@@ -40,6 +48,8 @@ def next_token_objective(model: nn.Module, config: ObjectiveConfig) -> Objective
 
     Losses of a mixture's routers are added to every supervised token's.
     """
+
+    token_loss = TokenLoss(config.label_smoothing, config.z_weight, vocabulary_used(model))
 
     def objective(parameters: ParameterTree, batch: Batch) -> Float[Array, ""]:
         variables = {"params": parameters}
@@ -50,8 +60,8 @@ def next_token_objective(model: nn.Module, config: ObjectiveConfig) -> Objective
         logits_of: Logits = partial(model.apply, variables, method="logits")  # type: ignore[assignment]
         supervision = (batch.targets, batch.loss_weights)
         if config.chunk_tokens is None:
-            return weighted_cross_entropy(logits_of(hidden), *supervision)
-        return chunked_cross_entropy(logits_of, hidden, *supervision, config.chunk_tokens)
+            return weighted_cross_entropy(logits_of(hidden), *supervision, token_loss)
+        return chunked_cross_entropy(logits_of, hidden, *supervision, config.chunk_tokens, token_loss)
 
     def _router_loss(left: Any) -> Float[Array, ""] | float:
         if not (config.balance_weight or config.router_weight) or not has_experts(model):
@@ -60,6 +70,10 @@ def next_token_objective(model: nn.Module, config: ObjectiveConfig) -> Objective
         return config.balance_weight * balance_loss(sums) + config.router_weight * normaliser_loss(sums)
 
     return objective
+
+
+def vocabulary_used(model: Any) -> int | None:
+    return model.config.decoder.vocab_used
 
 
 def has_experts(model: Any) -> bool:

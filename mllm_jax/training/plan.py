@@ -128,8 +128,16 @@ def _plan_stage(
         index=index,
         folder=stage_folder(run.folder, index, config.name),
         objective=next_token_objective(model, config.objective),
-        validation_objective=next_token_objective(model, config.objective.without_router_losses()),
+        validation_objective=next_token_objective(model, config.objective.plain()),
         optimizer=optimizer,
         rates=rates,
-        abstract=abstract_state(parameters, shardings, config.trainable, precision.frozen_dtype, optimizer, run.mesh),
+        abstract=abstract_state(
+            parameters,
+            shardings,
+            config.trainable,
+            precision.frozen_dtype,
+            optimizer,
+            run.mesh,
+            average=config.average is not None,
+        ),
     )

@@ -29,7 +29,7 @@ from mllm_jax.training.progress import make_progress
 from mllm_jax.training.rates import RateMeter
 from mllm_jax.training.signals import StopRequest
 from mllm_jax.training.state import TrainState, create_state, merge, shardings_of
-from mllm_jax.training.step import compile_train_step, make_evaluation_step, make_train_step
+from mllm_jax.training.step import StepOptions, compile_train_step, make_evaluation_step, make_train_step
 from mllm_jax.training.summary import summary_table
 
 
@@ -86,10 +86,11 @@ def _begin(
             f"{stage.folder} has done {step} steps already, but the stage has only {stage.config.steps}. "
             "Set steps to what was done or more, or start a new run directory."
         )
-    restored = checkpointer.restore(step, stage.abstract.trainable, stage.abstract.optimizer_state)
+    abstract = stage.abstract
+    restored = checkpointer.restore(step, abstract.trainable, abstract.optimizer_state, bool(abstract.average))
     frozen = read_frozen(stage.folder, stage.abstract.frozen)
     count = jax.device_put(jax.numpy.asarray(step, "int32"), stage.abstract.step.sharding)
-    state = TrainState(count, restored.trainable, frozen, restored.optimizer_state)
+    state = TrainState(count, restored.trainable, frozen, restored.optimizer_state, restored.average)
     return state, step, restored.position
 
 
@@ -147,7 +148,9 @@ def _rhythm(stage: Stage, run: Run) -> Rhythm:
 
 
 def _compiled_step(stage: Stage, run: Run) -> Any:
-    step = make_train_step(stage.objective, stage.optimizer, stage.rates, stage.config.accumulate)
+    config = stage.config
+    options = StepOptions(config.accumulate, config.objective.weighting, config.average)
+    step = make_train_step(stage.objective, stage.optimizer, stage.rates, options)
     return compile_train_step(step, shardings_of(stage.abstract), batch_sharding(run.mesh))
 
 
@@ -179,6 +182,7 @@ def _save(stage: Stage, run: Run, checkpointer: Checkpointer, step: int, state: 
         state.optimizer_state,
         gather_positions(position),
         make_description(ingredients.run, stage.config.name, stage.config.trainable, ingredients.tokenizer_files),
+        state.average,
     )
 
 

@@ -3,6 +3,7 @@
 from pydantic import Field, model_validator
 
 from data_pipelines.config_class import Config
+from mllm_jax.training.averages import AverageConfig
 from mllm_jax.training.objectives import ObjectiveConfig
 from mllm_jax.training.optimizers import AdamWConfig, OptimizerConfig
 from mllm_jax.training.rate_groups import RateGroupConfig
@@ -58,6 +59,8 @@ class StageConfig(Config):
     schedule: ScheduleConfig = ScheduleConfig()
     groups: dict[str, RateGroupConfig] = Field(default={})
     """Parameters with learning rates of their own, by a name for their curve; all others follow the schedule."""
+    average: AverageConfig | None = None
+    """A running average of what trains; null: none."""
     accumulate: int = Field(default=1, gt=0)
     """Into how many parts the rows are cut, one after another, to save memory; the result is the same."""
 

@@ -24,6 +24,13 @@ class TrainState(struct.PyTreeNode):
     frozen: ParameterTree
     optimizer_state: Any
     """Of the trainable parameters only."""
+    average: ParameterTree = struct.field(default_factory=dict)
+    """Running average of the trainable parameters; empty in a stage that has none."""
+
+    @property
+    def result(self) -> ParameterTree:
+        """What the stage has made of the trainable parameters: their average, where it has one."""
+        return self.average or self.trainable
 
 
 def split(parameters: ParameterTree, patterns: tuple[str, ...]) -> tuple[ParameterTree, ParameterTree]:
@@ -54,6 +61,7 @@ def abstract_state(
     frozen_dtype: jnp.dtype,
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
+    average: bool = False,
 ) -> TrainState:
     """Shapes, dtypes and shardings of a stage's state; nothing is allocated.
 
@@ -64,6 +72,7 @@ def abstract_state(
         frozen_dtype: in which the others are kept.
         optimizer: whose state takes the shardings of the parameters it is about.
         mesh: on which scalars are replicated.
+        average: whether the state has a running average.
     """
     described = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), parameters, shardings
@@ -79,7 +88,7 @@ def abstract_state(
 
     optimizer_state = jax.tree_util.tree_map_with_path(placed, jax.eval_shape(optimizer.init, trainable))
     step: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
-    return TrainState(step, trainable, frozen, optimizer_state)
+    return TrainState(step, trainable, frozen, optimizer_state, trainable if average else {})
 
 
 def _parameter_path(keys: tuple[Any, ...]) -> str:
@@ -122,7 +131,8 @@ def create_state(
     )
     optimizer_state = jax.jit(optimizer.init, out_shardings=shardings_of(abstract.optimizer_state))(trainable)
     step = jax.device_put(jnp.zeros((), jnp.int32), abstract.step.sharding)
-    return TrainState(step, trainable, frozen, optimizer_state)
+    average = jax.tree.map(jnp.copy, trainable) if abstract.average else {}
+    return TrainState(step, trainable, frozen, optimizer_state, average)
 
 
 @jax.jit

@@ -1,7 +1,7 @@
 """The training step and the evaluation step: pure functions of state and batch."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +11,10 @@ from jaxtyping import Array, Float
 
 from data_pipelines.batch import Batch
 from mllm_jax.parallel.rules import ParameterTree
+from mllm_jax.training.averages import AverageConfig, averaged
 from mllm_jax.training.rate_groups import Rates
 from mllm_jax.training.state import TrainState, merge
+from mllm_jax.training.weighting import Weighting, weighted_by
 
 Objective = Callable[[ParameterTree, Batch], Float[Array, ""]]
 """From all parameters and a batch to the *sum* over the batch of loss times loss weight."""
@@ -20,11 +22,25 @@ Objective = Callable[[ParameterTree, Batch], Float[Array, ""]]
 Metrics = dict[str, Array]
 """Scalars; f32 or i32."""
 
+
+class StepOptions(NamedTuple):
+    """How a step is done; the defaults are the plain one."""
+
+    accumulate: int = 1
+    """Into how many parts the rows are cut, one after another, to save memory."""
+    weighting: Weighting = "token"
+    """How much a supervised token counts."""
+    average: AverageConfig | None = None
+    """Of the running average; None: there is none."""
+
+
+PLAIN = StepOptions()
+
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
 def make_train_step(
-    objective: Objective, optimizer: optax.GradientTransformation, rates: Rates, accumulate: int = 1
+    objective: Objective, optimizer: optax.GradientTransformation, rates: Rates, options: StepOptions = PLAIN
 ) -> TrainStep:
     """The step of a stage.
 
@@ -35,31 +51,31 @@ def make_train_step(
         objective: sums the weighted loss over a batch.
         optimizer: of the trainable parameters.
         rates: the learning rates that `optimizer` uses, for the metrics.
-        accumulate: into how many parts the rows are cut, one after another, to save memory.
+        options: how the step is done.
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        counts = batch_counts(batch)
+        batch = weighted_by(options.weighting, batch)
         total_weight = supervised_weight(batch)
 
         def loss_of(trainable: ParameterTree, part: Batch) -> Float[Array, ""]:
             return objective(merge(trainable, state.frozen), part) / total_weight
 
-        loss, gradients = _accumulated(jax.value_and_grad(loss_of), state.trainable, batch, accumulate)
+        loss, gradients = _accumulated(jax.value_and_grad(loss_of), state.trainable, batch, options.accumulate)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer_state, state.trainable)
+        trainable: Any = optax.apply_updates(state.trainable, updates)
+        average = state.average
+        if options.average is not None:
+            average = averaged(options.average, state.step, average, trainable)
         new_state = state.replace(
-            step=state.step + 1,
-            trainable=optax.apply_updates(state.trainable, updates),
-            optimizer_state=optimizer_state,
+            step=state.step + 1, trainable=trainable, optimizer_state=optimizer_state, average=average
         )
         metrics = {
             "loss": loss,
             "gradient_norm": optax.global_norm(gradients),
-            **{
-                f"learning_rate/{name}" if name else "learning_rate": rate
-                for name, rate in rates.at(state.step).items()
-            },
         }
-        return new_state, metrics | batch_counts(batch)
+        return new_state, metrics | _rate_metrics(rates, state.step) | counts
 
     return train_step
 
@@ -130,7 +146,7 @@ def make_evaluation_step(objective: Objective) -> Callable[[TrainState, Batch], 
     """A function from state and batch to (sum of weighted loss, sum of loss weights)."""
 
     def evaluation_step(state: TrainState, batch: Batch) -> tuple[Array, Array]:
-        total = objective(merge(state.trainable, state.frozen), batch)
+        total = objective(merge(state.result, state.frozen), batch)
         return total, jnp.sum(batch.loss_weights, dtype=jnp.float32)
 
     return evaluation_step

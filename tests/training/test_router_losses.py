@@ -27,4 +27,4 @@ def test_the_weights_scale_the_losses() -> None:
     assert 1.5 < balance < EXPERTS.count
     np.testing.assert_allclose((thrice - plain) / weight, 3 * balance, rtol=1e-4)
     assert normalised > plain
-    assert ObjectiveConfig().without_router_losses() == ObjectiveConfig(balance_weight=0.0)
+    assert ObjectiveConfig().plain() == ObjectiveConfig(balance_weight=0.0)

@@ -1,3 +1,4 @@
+import contextlib
 import io
 import json
 
@@ -7,7 +8,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 from rich.console import Console
 
-from mllm_jax.checkpoint.checkpointer import CheckpointError
+from mllm_jax.checkpoint.checkpointer import Checkpointer, CheckpointError
 from mllm_jax.checkpoint.description import tokenizer_files
 from mllm_jax.checkpoint.reading import (
     StoredStep,
@@ -19,6 +20,7 @@ from mllm_jax.checkpoint.reading import (
 )
 from mllm_jax.models.layers.precision import PrecisionConfig
 from mllm_jax.parallel.mesh import MeshConfig, make_mesh
+from mllm_jax.training.averages import AverageConfig
 from mllm_jax.training.plan import StageError, plan_stages
 from mllm_jax.training.run import Outcome, run_stages
 from mllm_jax.training.stage_run import first_parameters
@@ -132,8 +134,9 @@ class CrashingFeed(TinyFeed):
         return loaded
 
 
-def test_a_crashed_run_goes_on_bit_identically_and_repeats_no_metric(one_device, tmp_path):
-    stages = tiny_stages()[:1]
+@pytest.mark.parametrize("average", [None, AverageConfig(decay=0.5)], ids=["", "averaged"])
+def test_a_crashed_run_goes_on_bit_identically_and_repeats_no_metric(average, one_device, tmp_path):
+    stages = [tiny_stages()[0].model_copy(update={"average": average})]
     run = tiny_run(tmp_path / "whole", one_device)
     run_stages(stages, run)
     crashing = tiny_run(tmp_path / "crashed", one_device, feed=CrashingFeed)
@@ -145,6 +148,21 @@ def test_a_crashed_run_goes_on_bit_identically_and_repeats_no_metric(one_device,
     whole, resumed = (parameters_of(latest_stored_step(folder), run) for folder in (run.folder, again.folder))
     for path, leaf in whole.items():
         np.testing.assert_array_equal(leaf, resumed[path], err_msg=path)
+
+
+def test_a_stage_leaves_its_average_and_goes_on_from_its_weights(one_device, tmp_path):
+    averaged = tiny_stages()[0].model_copy(update={"average": AverageConfig(decay=0.5)})
+    run = tiny_run(tmp_path, one_device)
+    run_stages([averaged], run)
+    stage = plan_stages([averaged], run)[0]
+    with contextlib.closing(Checkpointer(stage.folder, 2)) as checkpointer:
+        restored = checkpointer.restore(6, stage.abstract.trainable, stage.abstract.optimizer_state, averaged=True)
+        with pytest.raises(CheckpointError, match="it holds an average of the weights"):
+            checkpointer.restore(6, stage.abstract.trainable, stage.abstract.optimizer_state)
+    left, weights = parameters_of(last_stored_step(stage.folder), run), flatten_dict(restored.trainable, sep="/")
+    for path, leaf in flatten_dict(restored.average, sep="/").items():
+        np.testing.assert_array_equal(left[path], leaf)
+        assert not np.array_equal(left[path], weights[path])
 
 
 def test_stages_that_cannot_run_are_refused_together_before_anything_starts(tmp_path):

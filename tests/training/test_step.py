@@ -1,3 +1,5 @@
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,10 +9,19 @@ import pytest
 from mllm_jax.models.parameters import abstract_parameters, logical_axes, make_model
 from mllm_jax.parallel.mesh import MeshConfig, make_mesh
 from mllm_jax.parallel.rules import batch_sharding, parameter_shardings, use_mesh
+from mllm_jax.training.averages import AverageConfig
 from mllm_jax.training.objectives import ObjectiveConfig, next_token_objective
 from mllm_jax.training.rate_groups import Rates
 from mllm_jax.training.state import abstract_state, create_state, merge, shardings_of
-from mllm_jax.training.step import batch_counts, compile_train_step, make_train_step, micro_batches
+from mllm_jax.training.step import (
+    PLAIN,
+    StepOptions,
+    batch_counts,
+    compile_train_step,
+    make_train_step,
+    micro_batches,
+)
+from mllm_jax.training.weighting import weighted_by
 from tests.support.tiny_training import MODEL, initial_parameters, tiny_batch
 
 OBJECTIVE = next_token_objective(make_model(MODEL), ObjectiveConfig())
@@ -24,16 +35,18 @@ def schedule(step):
 RATES = Rates({"": schedule})
 
 
-def one_step(mesh, objective=OBJECTIVE, accumulate=1, trainable=TRAINABLE, batch=None):
+def one_step(mesh, objective=OBJECTIVE, options=PLAIN, trainable=TRAINABLE, batch=None):
     """With plain SGD at rate 1, the change of the parameters is the gradient."""
     optimizer = optax.sgd(schedule)
     parameters = abstract_parameters(MODEL)
     shardings = parameter_shardings(logical_axes(MODEL), parameters, mesh)
-    abstract = abstract_state(parameters, shardings, trainable, jnp.float32, optimizer, mesh)
+    abstract = abstract_state(
+        parameters, shardings, trainable, jnp.float32, optimizer, mesh, average=options.average is not None
+    )
     state = create_state(initial_parameters(merge(abstract.trainable, abstract.frozen)), abstract, optimizer)
     before = jax.device_get(state.trainable)
     with use_mesh(mesh):
-        step = make_train_step(objective, optimizer, RATES, accumulate)
+        step = make_train_step(objective, optimizer, RATES, options)
         compiled = compile_train_step(step, shardings_of(abstract), batch_sharding(mesh))
         placed = jax.device_put(batch or tiny_batch(0), batch_sharding(mesh))
         state, metrics = compiled(state, placed)
@@ -67,8 +80,8 @@ def test_loss_and_gradients_are_the_same_on_every_mesh(config, alone):
 
 
 def test_loss_and_gradients_do_not_depend_on_accumulation(alone):
-    check_same(one_step(make_mesh(MeshConfig(), jax.devices()[:1]), accumulate=4), alone)
-    check_same(one_step(make_mesh(MeshConfig(data=2), jax.devices()[:2]), accumulate=2), alone)
+    check_same(one_step(make_mesh(MeshConfig(), jax.devices()[:1]), options=StepOptions(accumulate=4)), alone)
+    check_same(one_step(make_mesh(MeshConfig(data=2), jax.devices()[:2]), options=StepOptions(accumulate=2)), alone)
 
 
 @pytest.mark.parametrize("config", [MeshConfig(data=1), MeshConfig(data=2, fsdp=2, sequence=2)], ids=str)
@@ -129,3 +142,35 @@ def test_counts_of_a_batch():
     assert int(counts["images"]) == 8
     # Segments of 8 and 6 tokens: 1 + 2 + ... + 8 and 1 + ... + 6 pairs.
     assert float(counts["attended"]) == 8 * (36 + 21)
+
+
+@pytest.mark.parametrize("weighting", ["token", "square_root", "sample"])
+def test_examples_count_by_their_length_not_at_all_or_halfway_between(weighting):
+    """A packed batch weighs each of its segments as if it stood alone."""
+    batch = tiny_batch(0)
+    weighted = weighted_by(weighting, batch).loss_weights
+    for row in range(8):
+        for segment in (1, 2):
+            here = batch.segment_ids[row] == segment
+            count = batch.loss_weights[row, here].sum()
+            expected = {"token": count, "square_root": math.sqrt(count), "sample": float(count > 0)}[weighting]
+            assert float(weighted[row, here].sum()) == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_weighting_does_not_depend_on_mesh_and_accumulation():
+    options = StepOptions(weighting="sample")
+    alone = one_step(make_mesh(MeshConfig(), jax.devices()[:1]), options=options)
+    check_same(one_step(make_mesh(MeshConfig(data=2, fsdp=2, sequence=2)), options=options), alone)
+    check_same(
+        one_step(make_mesh(MeshConfig(), jax.devices()[:1]), options=options._replace(accumulate=4)),
+        alone,
+    )
+
+
+def test_the_average_follows_what_trains():
+    options = StepOptions(average=AverageConfig(decay=0.05))
+    state = one_step(make_mesh(MeshConfig(), jax.devices()[:1]), options=options)[2]
+    start = initial_parameters(state.trainable)
+    expected = jax.tree.map(lambda old, new: 0.05 * old + 0.95 * new, start, state.trainable)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), state.average, expected)
+    assert state.result is state.average
