@@ -19,9 +19,6 @@ class LayersConfig(Config):
     activation: ActivationName = "gelu"
     """Between two layers."""
     bias: bool = True
-    initial_scale: float = Field(default=1.0, gt=0)
-    """Factor of the last layer's weights at the start. What enters a pretrained decoder trains soonest if it is about
-    as large as the decoder's own embeddings, which are often ten times smaller than an untrained layer's outputs."""
 
 
 def linear_layers(
@@ -37,7 +34,6 @@ def linear_layers(
             KERNEL_AXES[index % 2],
             KERNEL_AXES[(index + 1) % 2],
             bias=config.bias,
-            initial_scale=config.initial_scale if index == config.depth - 1 else 1.0,
             dtype=dtype,
             param_dtype=param_dtype,
             name=f"layers_{index}",

@@ -25,8 +25,6 @@ class Projection(nn.Module):
     output_axes: AxisNames
     """Logical names of the axes that are made."""
     bias: bool = False
-    initial_scale: float = 1.0
-    """Size of the outputs at the start, for inputs of size one."""
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
@@ -34,9 +32,8 @@ class Projection(nn.Module):
     def __call__(self, inputs: Float[Array, "..."]) -> Float[Array, "..."]:
         contracted = len(self.input_axes)
         kernel_shape = (*inputs.shape[-contracted:], *self.shape)
-        # A truncated normal of variance scale² / (inputs summed over), whatever the axes are.
-        deviation = self.initial_scale / math.sqrt(math.prod(inputs.shape[-contracted:]))
-        initializer = nn.initializers.truncated_normal(deviation)
+        # A truncated normal of variance 1 / (inputs summed over), whatever the axes are.
+        initializer = nn.initializers.truncated_normal(1.0 / math.sqrt(math.prod(inputs.shape[-contracted:])))
         kernel = self.param(
             "kernel",
             named(initializer, *self.input_axes, *self.output_axes),
