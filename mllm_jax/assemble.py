@@ -92,6 +92,7 @@ def make_ingredients(config: RunConfig) -> Ingredients:
         open_feed=partial(_open_feed, config, model, tokenizer),
         run={"model": description.model_dump(mode="json"), "run_file": config.model_dump(mode="json")},
         tokenizer_files=tokenizer.files(),
+        seed=config.seed,
     )
 
 

@@ -7,19 +7,23 @@ from typing import Any
 Json = dict[str, Any]
 
 
-def make_description(run: Json, stage: str, trainable: tuple[str, ...], files: Mapping[str, bytes]) -> Json:
+def make_description(
+    run: Json, stage: str, trainable: tuple[str, ...], adapters: Json, files: Mapping[str, bytes]
+) -> Json:
     """What is saved with every step.
 
     Args:
         run: the resolved run file.
         stage: name of the stage.
         trainable: its path patterns.
+        adapters: path of a linear map -> the config of its low-rank adapter.
         files: of the tokenizer, name -> content.
     """
     return {
         "run": run,
         "stage": stage,
         "trainable": list(trainable),
+        "adapters": adapters,
         "tokenizer": {name: _encode(content) for name, content in files.items()},
     }
 

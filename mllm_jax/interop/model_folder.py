@@ -22,6 +22,8 @@ from mllm_jax.interop.hub import local_folder
 from mllm_jax.interop.hugging_face import read_folder
 from mllm_jax.interop.processor import has_model_config
 from mllm_jax.interop.safetensors_folder import WeightsError
+from mllm_jax.models.adapters import with_abstract_adapters, without_adapters
+from mllm_jax.models.layers.low_rank import LowRankConfig
 from mllm_jax.models.parameters import ModelConfig, Parameters, abstract_parameters, logical_axes
 from mllm_jax.parallel.rules import parameter_shardings
 
@@ -102,13 +104,15 @@ def _load_run(folder: Path, mesh: Mesh | None, dtype: Any) -> LoadedModel:
         stored = checkpoints.latest_stored_step(folder)
     saved = checkpoints.read_description(stored)
     description = ModelDescription.model_validate(saved["run"]["model"])
-    shardings = _shardings(description.model, mesh)
+    adapters = {path: LowRankConfig.model_validate(config) for path, config in saved["adapters"].items()}
+    axes = logical_axes(description.model)
+    shapes, named = with_abstract_adapters(adapters, abstract_parameters(description.model), axes)
     abstract = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, dtype or jnp.float32, sharding=sharding),
-        abstract_parameters(description.model),
-        shardings,
+        shapes,
+        _shardings(shapes, named, mesh),
     )
-    parameters = checkpoints.read_parameters(stored, abstract)
+    parameters = without_adapters(adapters, checkpoints.read_parameters(stored, abstract), axes)
     source = f"{folder} (stage {saved['stage']}, step {stored.step})"
     return LoadedModel(description, parameters, tokenizer_from_files(tokenizer_files(saved)), source)
 
@@ -150,17 +154,16 @@ def _load_hugging_face(folder: Path, mesh: Mesh | None, dtype: Any) -> LoadedMod
     return LoadedModel(found.description, unflatten_dict(parameters, sep="/"), found.tokenizer, str(folder))
 
 
-def _shardings(config: ModelConfig, mesh: Mesh | None) -> Parameters:
-    abstract = abstract_parameters(config)
+def _shardings(shapes: Parameters, axes: Parameters, mesh: Mesh | None) -> Parameters:
     if mesh is None:
         here: Sharding = SingleDeviceSharding(jax.devices()[0])
-        return jax.tree.map(lambda _: here, abstract)
-    return parameter_shardings(logical_axes(config), abstract, mesh)
+        return jax.tree.map(lambda _: here, shapes)
+    return parameter_shardings(axes, shapes, mesh)
 
 
 def _placer(config: ModelConfig, mesh: Mesh | None, dtype: Any) -> Callable[[str, np.ndarray], jax.Array]:
     """What puts a parameter, given by path, where it belongs."""
-    shardings = flatten_dict(_shardings(config, mesh), sep="/")
+    shardings = flatten_dict(_shardings(abstract_parameters(config), logical_axes(config), mesh), sep="/")
 
     def place(path: str, array: np.ndarray) -> jax.Array:
         converted = array if dtype is None else array.astype(dtype)

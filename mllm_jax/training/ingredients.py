@@ -55,3 +55,5 @@ class Ingredients:
     """The resolved run file; goes into every checkpoint."""
     tokenizer_files: Mapping[str, bytes] = field(default_factory=dict)
     """Likewise."""
+    seed: int = 0
+    """Of everything random in training: adapters at their start, dropout."""

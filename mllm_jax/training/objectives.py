@@ -11,6 +11,7 @@ from pydantic import Field
 from data_pipelines.batch import Batch
 from data_pipelines.config_class import Config
 from mllm_jax.models.layers.experts import ROUTING, balance_loss, normaliser_loss, total_sums
+from mllm_jax.models.layers.low_rank import DROPOUT, NO_ADAPTERS, Adapters, adapted
 from mllm_jax.parallel.rules import ParameterTree
 from mllm_jax.training.cross_entropy import Logits, TokenLoss, chunked_cross_entropy, weighted_cross_entropy
 from mllm_jax.training.step import Objective
@@ -43,17 +44,23 @@ class ObjectiveConfig(Config):
         return ObjectiveConfig(chunk_tokens=self.chunk_tokens, balance_weight=0.0)
 
 
-def next_token_objective(model: nn.Module, config: ObjectiveConfig) -> Objective:
-    """The summed loss of predicting each supervised token from those before it; `model` is a `Multimodal`.
+def next_token_objective(model: nn.Module, config: ObjectiveConfig, adapters: Adapters = NO_ADAPTERS) -> Objective:
+    """The summed loss of predicting each supervised token from those before it.
 
     Losses of a mixture's routers are added to every supervised token's.
+
+    Args:
+        model: a `Multimodal`.
+        config: of the loss.
+        adapters: path of a linear map -> the adapter whose parameters stand beside its kernel.
     """
 
     token_loss = TokenLoss(config.label_smoothing, config.z_weight, vocabulary_used(model))
 
-    def objective(parameters: ParameterTree, batch: Batch) -> Float[Array, ""]:
-        variables = {"params": parameters}
-        hidden, left = nn.apply(_hidden, model, mutable=[ROUTING])(variables, batch)
+    def objective(parameters: ParameterTree, batch: Batch, key: Array | None = None) -> Float[Array, ""]:
+        variables, randomness = {"params": parameters}, {} if key is None else {DROPOUT: key}
+        with adapted(adapters):
+            hidden, left = nn.apply(_hidden, model, mutable=[ROUTING])(variables, batch, rngs=randomness)
         return _token_loss(variables, hidden, batch) + _router_loss(left) * jnp.sum(batch.loss_weights)
 
     def _token_loss(variables: Any, hidden: Float[Array, "B T D"], batch: Batch) -> Float[Array, ""]:

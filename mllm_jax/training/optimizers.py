@@ -10,6 +10,7 @@ from optax.contrib import MuonDimensionNumbers, muon
 from pydantic import Field
 
 from data_pipelines.config_class import Config
+from mllm_jax.models.layers.projection import sides_of
 from mllm_jax.parallel.rules import ParameterTree
 from mllm_jax.training.patterns import leaf_path, matches_any
 from mllm_jax.training.rate_groups import Rates, scale_by_rates
@@ -168,8 +169,5 @@ def hidden_matrix(path: str, axes: tuple[str | None, ...]) -> MuonDimensionNumbe
 
     Layers and experts are matrices of their own. None: the parameter is no such matrix.
     """
-    if not path.endswith("/kernel") or axes.count("embed") != 1 or "vocabulary" in axes:
-        return None
-    width = axes.index("embed")
-    others = tuple(at for at, name in enumerate(axes) if name not in ("embed", "layers", "experts"))
-    return MuonDimensionNumbers(others, (width,)) if width > others[-1] else MuonDimensionNumbers((width,), others)
+    sides = sides_of(axes) if path.endswith("/kernel") else None
+    return None if sides is None else MuonDimensionNumbers(sides.inputs, sides.outputs)

@@ -1,15 +1,18 @@
 """What a run will do: every stage with its optimizer and the shapes and shardings of its state; allocates nothing."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 from rich.console import Console
 
 from mllm_jax.checkpoint.checkpointer import CheckpointConfig
 from mllm_jax.checkpoint.layout import stage_folder
+from mllm_jax.models.adapters import adapter_paths, linear_maps, with_abstract_adapters
+from mllm_jax.models.layers.low_rank import Adapters, LowRankConfig
 from mllm_jax.models.parameters import abstract_parameters, logical_axes, make_model
 from mllm_jax.parallel.rules import (
     ROW_AXES,
@@ -21,7 +24,7 @@ from mllm_jax.training.ingredients import Ingredients
 from mllm_jax.training.metrics import LoggingConfig
 from mllm_jax.training.objectives import next_token_objective
 from mllm_jax.training.optimizers import make_optimizer
-from mllm_jax.training.patterns import PatternError
+from mllm_jax.training.patterns import PatternError, choose
 from mllm_jax.training.rate_groups import Rates, make_rates
 from mllm_jax.training.stages import StageConfig
 from mllm_jax.training.state import TrainState, abstract_state, merge, split
@@ -53,6 +56,10 @@ class Stage:
     config: StageConfig
     index: int
     folder: Path
+    adapters: Adapters
+    """Path of a linear map -> its low-rank adapter."""
+    axes: ParameterTree
+    """Logical names of the axes of all parameters, those of the adapters too."""
     objective: Objective
     validation_objective: Objective
     optimizer: optax.GradientTransformation
@@ -63,6 +70,11 @@ class Stage:
     def summary(self) -> list[GroupSummary]:
         """What trains and what does not."""
         return summarise(self.abstract, self.optimizer)
+
+    def abstract_adapters(self) -> ParameterTree:
+        """Shapes of the parameters of its adapters alone."""
+        abstract, own = flatten_dict(self.abstract.trainable, sep="/"), adapter_paths(self.adapters, self.axes)
+        return unflatten_dict({path: abstract[path] for path in own}, sep="/")
 
     def abstract_parameters(self) -> ParameterTree:
         """All parameters with the dtypes that they have in this stage."""
@@ -79,7 +91,6 @@ def plan_stages(configs: Sequence[StageConfig], run: Run) -> list[Stage]:
     model = run.ingredients.model
     parameters = abstract_parameters(model, run.ingredients.precision.parameter_dtype)
     axes = logical_axes(model)
-    shardings = parameter_shardings(axes, parameters, run.mesh)
     stages: list[Stage] = []
     problems: list[str] = []
     for index, config in enumerate(configs):
@@ -88,7 +99,7 @@ def plan_stages(configs: Sequence[StageConfig], run: Run) -> list[Stage]:
             problems.append(f"{place}: name: another stage has this name")
         problems += [f"{place}: {problem}" for problem in _row_problems(config, run.mesh)]
         try:
-            stages.append(_plan_stage(index, config, run, parameters, shardings, axes))
+            stages.append(_plan_stage(index, config, run, parameters, axes))
         except PatternError as error:
             problems.append(f"{place}: {error}")
     if problems:
@@ -112,32 +123,65 @@ def _row_problems(config: StageConfig, mesh: Mesh) -> list[str]:
     return problems
 
 
-def _plan_stage(
-    index: int, config: StageConfig, run: Run, parameters: ParameterTree, shardings: ParameterTree, axes: ParameterTree
-) -> Stage:
+def _plan_stage(index: int, config: StageConfig, run: Run, parameters: ParameterTree, axes: ParameterTree) -> Stage:
     precision = run.ingredients.precision
     model = make_model(run.ingredients.model, precision.compute_dtype, precision.parameter_dtype)
-    try:
-        trainable, _ = split(parameters, config.trainable)
-    except PatternError as error:
-        raise PatternError(f"trainable: {error}") from None
-    rates = make_rates(config.schedule, config.groups, config.steps, trainable, axes)
+    adapters = chosen_adapters(config.adapters, linear_maps(axes))
+    trainable = (*_trainable(config, parameters), *sorted(adapter_paths(adapters, axes)))
+    _check_adapted(adapters, trainable)
+    parameters, axes = with_abstract_adapters(adapters, parameters, axes)
+    rates = make_rates(config.schedule, config.groups, config.steps, split(parameters, trainable)[0], axes)
     optimizer = make_optimizer(config.optimizer, rates, axes)
     return Stage(
         config=config,
         index=index,
         folder=stage_folder(run.folder, index, config.name),
-        objective=next_token_objective(model, config.objective),
-        validation_objective=next_token_objective(model, config.objective.plain()),
+        adapters=adapters,
+        axes=axes,
+        objective=next_token_objective(model, config.objective, adapters),
+        validation_objective=next_token_objective(model, config.objective.plain(), adapters),
         optimizer=optimizer,
         rates=rates,
         abstract=abstract_state(
             parameters,
-            shardings,
-            config.trainable,
+            parameter_shardings(axes, parameters, run.mesh),
+            trainable,
             precision.frozen_dtype,
             optimizer,
             run.mesh,
             average=config.average is not None,
         ),
     )
+
+
+def _trainable(config: StageConfig, parameters: ParameterTree) -> tuple[str, ...]:
+    """Paths of what `trainable` chooses."""
+    try:
+        return tuple(sorted(choose(config.trainable, flatten_dict(parameters, sep="/"))))
+    except PatternError as error:
+        raise PatternError(f"trainable: {error}") from None
+
+
+def chosen_adapters(configs: Mapping[str, LowRankConfig], maps: Collection[str]) -> Adapters:
+    """The adapter of every linear map that has one.
+
+    Raises:
+        PatternError: a pattern chooses no map beside which an adapter can stand.
+    """
+    found: dict[str, LowRankConfig] = {}
+    for name, config in configs.items():
+        try:
+            chosen = choose(config.targets, maps)
+        except PatternError as error:
+            raise PatternError(f"adapters.{name}.targets: {error}") from None
+        found = dict.fromkeys(sorted(chosen), config) | found
+    return found
+
+
+def _check_adapted(adapters: Adapters, trainable: Collection[str]) -> None:
+    both = sorted(path for path in adapters if f"{path}/kernel" in trainable)
+    if both:
+        raise PatternError(
+            f"adapters: {both[0]} has an adapter, but its kernel trains as well. Leave it out of trainable, or out of "
+            "the adapters' targets."
+        )

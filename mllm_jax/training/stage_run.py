@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 import jax
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.experimental import multihost_utils
 
 from data_pipelines.gathering import gather_json
@@ -16,12 +16,13 @@ from mllm_jax.checkpoint.checkpointer import Checkpointer, CheckpointError
 from mllm_jax.checkpoint.description import make_description
 from mllm_jax.checkpoint.layout import mark_done
 from mllm_jax.checkpoint.reading import last_stored_step, read_frozen, read_trained
+from mllm_jax.models.adapters import adapter_paths, with_initial_adapters, without_adapters
 from mllm_jax.parallel.processes import is_first_process
 from mllm_jax.parallel.rules import ParameterTree, batch_sharding
 from mllm_jax.parallel.watch import leaving_at_once
 from mllm_jax.training.evaluation import held_out_loss
 from mllm_jax.training.flops import mesh_peak, step_cost
-from mllm_jax.training.ingredients import Feed, FeedRequest, Json
+from mllm_jax.training.ingredients import Feed, FeedRequest, Ingredients, Json
 from mllm_jax.training.loop import LoopParts, Rhythm, run_loop
 from mllm_jax.training.metrics import MetricLog, NoMetricLog, rewind_metrics
 from mllm_jax.training.plan import Run, Stage
@@ -105,14 +106,24 @@ def first_parameters(stage: Stage, earlier: Sequence[Stage], run: Run) -> Parame
         earlier: those before it, all done.
         run: what they share.
     """
-    abstract = stage.abstract_parameters()
-    trained: ParameterTree = {}
-    for before in earlier:
-        trained = merge(trained, read_trained(last_stored_step(before.folder), abstract))
+    abstract = flatten_dict(stage.abstract_parameters(), sep="/")
+    own = adapter_paths(stage.adapters, stage.axes)
+    plain = {path: leaf for path, leaf in abstract.items() if path not in own}
+    parameters = _left_by(earlier, unflatten_dict(plain, sep="/"), run)
+    places = {path: abstract[path].sharding for path in own}
+    return with_initial_adapters(stage.adapters, parameters, stage.axes, places, run.ingredients.seed)
+
+
+def _left_by(earlier: Sequence[Stage], abstract: ParameterTree, run: Run) -> ParameterTree:
+    """The parameters of the plain model as the last of the earlier stages left them."""
     # A part that was trained whole need not be drawn or read from its backbone only to be replaced.
-    whole = {part for part in abstract if _paths(trained.get(part, {})) == _paths(abstract[part])}
-    initial = {part: tree for part, tree in abstract.items() if part not in whole}
-    parameters = merge(run.ingredients.initial_parameters(initial) if initial else {}, trained)
+    trained = {path for before in earlier for path in _paths(before.abstract.trainable)}
+    merging = any(before.adapters for before in earlier)
+    initial = {part: tree for part, tree in abstract.items() if merging or not _paths({part: tree}) <= trained}
+    parameters = run.ingredients.initial_parameters(initial) if initial else {}
+    for before in earlier:
+        stored = read_trained(last_stored_step(before.folder), merge(before.abstract_adapters(), abstract))
+        parameters = without_adapters(before.adapters, merge(parameters, stored), before.axes)
     return parameters
 
 
@@ -149,7 +160,7 @@ def _rhythm(stage: Stage, run: Run) -> Rhythm:
 
 def _compiled_step(stage: Stage, run: Run) -> Any:
     config = stage.config
-    options = StepOptions(config.accumulate, config.objective.weighting, config.average)
+    options = StepOptions(config.accumulate, config.objective.weighting, config.average, seed=run.ingredients.seed)
     step = make_train_step(stage.objective, stage.optimizer, stage.rates, options)
     return compile_train_step(step, shardings_of(stage.abstract), batch_sharding(run.mesh))
 
@@ -181,8 +192,15 @@ def _save(stage: Stage, run: Run, checkpointer: Checkpointer, step: int, state: 
         state.trainable,
         state.optimizer_state,
         gather_positions(position),
-        make_description(ingredients.run, stage.config.name, stage.config.trainable, ingredients.tokenizer_files),
+        _description(stage, ingredients),
         state.average,
+    )
+
+
+def _description(stage: Stage, ingredients: Ingredients) -> Json:
+    adapters = {path: config.model_dump(mode="json") for path, config in stage.adapters.items()}
+    return make_description(
+        ingredients.run, stage.config.name, stage.config.trainable, adapters, ingredients.tokenizer_files
     )
 
 

@@ -3,6 +3,7 @@
 from pydantic import Field, model_validator
 
 from data_pipelines.config_class import Config
+from mllm_jax.models.layers.low_rank import LowRankConfig
 from mllm_jax.training.averages import AverageConfig
 from mllm_jax.training.objectives import ObjectiveConfig
 from mllm_jax.training.optimizers import AdamWConfig, OptimizerConfig
@@ -52,8 +53,11 @@ class StageConfig(Config):
     images_per_row: int = Field(ge=0)
     """Image slots of a row."""
     steps: int = Field(gt=0)
-    trainable: tuple[str, ...] = Field(min_length=1)
+    trainable: tuple[str, ...]
     """Path patterns of the parameters that train, such as `connector/**`; `**` alone is all of them."""
+    adapters: dict[str, LowRankConfig] = Field(default={})
+    """Low-rank adapters that train too, by a name; a linear map that several choose has the first. What the stage
+    leaves to the next one and to every reader is the model with its adapters merged."""
     objective: ObjectiveConfig = ObjectiveConfig()
     optimizer: OptimizerConfig = AdamWConfig()
     schedule: ScheduleConfig = ScheduleConfig()
@@ -67,6 +71,8 @@ class StageConfig(Config):
     @model_validator(mode="after")
     def _check(self) -> "StageConfig":
         _check_mixture(self.mixture)
+        if not (self.trainable or self.adapters):
+            raise ValueError("nothing trains: name parameters in trainable, or adapters")
         if self.rows % self.accumulate:
             raise ValueError(f"rows {self.rows} cannot be cut into accumulate {self.accumulate} equal parts")
         make_schedule(self.schedule, self.steps)

@@ -1,7 +1,7 @@
 """The training step and the evaluation step: pure functions of state and batch."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +16,13 @@ from mllm_jax.training.rate_groups import Rates
 from mllm_jax.training.state import TrainState, merge
 from mllm_jax.training.weighting import Weighting, weighted_by
 
-Objective = Callable[[ParameterTree, Batch], Float[Array, ""]]
-"""From all parameters and a batch to the *sum* over the batch of loss times loss weight."""
+
+class Objective(Protocol):
+    """From all parameters and a batch to the *sum* over the batch of loss times loss weight."""
+
+    def __call__(self, parameters: ParameterTree, batch: Batch, key: Array | None = None) -> Float[Array, ""]:
+        """`key` is of the random numbers of a training step; None where nothing is left to chance."""
+
 
 Metrics = dict[str, Array]
 """Scalars; f32 or i32."""
@@ -32,6 +37,8 @@ class StepOptions(NamedTuple):
     """How much a supervised token counts."""
     average: AverageConfig | None = None
     """Of the running average; None: there is none."""
+    seed: int = 0
+    """Of the random numbers, which differ from step to step."""
 
 
 PLAIN = StepOptions()
@@ -59,10 +66,12 @@ def make_train_step(
         batch = weighted_by(options.weighting, batch)
         total_weight = supervised_weight(batch)
 
-        def loss_of(trainable: ParameterTree, part: Batch) -> Float[Array, ""]:
-            return objective(merge(trainable, state.frozen), part) / total_weight
+        key = jax.random.fold_in(jax.random.key(options.seed), state.step)
 
-        loss, gradients = _accumulated(jax.value_and_grad(loss_of), state.trainable, batch, options.accumulate)
+        def loss_of(trainable: ParameterTree, part: Batch, key: Array) -> Float[Array, ""]:
+            return objective(merge(trainable, state.frozen), part, key) / total_weight
+
+        loss, gradients = _accumulated(jax.value_and_grad(loss_of), state.trainable, batch, key, options.accumulate)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer_state, state.trainable)
         trainable: Any = optax.apply_updates(state.trainable, updates)
         average = state.average
@@ -85,19 +94,20 @@ def _rate_metrics(rates: Rates, step: Array) -> Metrics:
 
 
 def _accumulated(
-    value_and_gradient: Callable[[ParameterTree, Batch], tuple[Array, ParameterTree]],
+    value_and_gradient: Callable[[ParameterTree, Batch, Array], tuple[Array, ParameterTree]],
     trainable: ParameterTree,
     batch: Batch,
+    key: Array,
     parts: int,
 ) -> tuple[Array, ParameterTree]:
     if parts == 1:
-        return value_and_gradient(trainable, batch)
+        return value_and_gradient(trainable, batch, key)
 
-    def add(total: tuple[Array, ParameterTree], part: Batch) -> tuple[tuple[Array, ParameterTree], None]:
-        return jax.tree.map(jnp.add, total, value_and_gradient(trainable, part)), None
+    def add(total: tuple[Array, ParameterTree], part: tuple[Batch, Array]) -> tuple[tuple[Array, ParameterTree], None]:
+        return jax.tree.map(jnp.add, total, value_and_gradient(trainable, *part)), None
 
     zero = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, trainable))
-    total, _ = jax.lax.scan(add, zero, micro_batches(batch, parts))
+    total, _ = jax.lax.scan(add, zero, (micro_batches(batch, parts), jax.random.split(key, parts)))
     return total
 
 

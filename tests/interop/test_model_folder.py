@@ -39,7 +39,7 @@ def save_run(run: Path, loaded: LoadedModel, steps: tuple[int, ...]) -> None:
     stage = stage_folder(run, 0, "align")
     frozen = {"encoder": loaded.parameters["encoder"]}
     description = make_description(
-        {"model": loaded.description.model_dump(mode="json")}, "align", ("decoder/**",), loaded.tokenizer.files()
+        {"model": loaded.description.model_dump(mode="json")}, "align", ("decoder/**",), {}, loaded.tokenizer.files()
     )
     checkpointer = Checkpointer(stage, keep=2)
     checkpointer.save_frozen(frozen)

@@ -1,7 +1,7 @@
 """A linear map between groups of named axes."""
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -10,6 +10,27 @@ from jaxtyping import Array, Float
 from mllm_jax.models.layers.initializers import named
 
 AxisNames = tuple[str | None, ...]
+
+
+class Sides(NamedTuple):
+    """The axes of a kernel that maps from or to hidden states, by their places."""
+
+    stacked: tuple[int, ...]
+    """Axes over which the kernel holds many maps: layers, experts."""
+    inputs: tuple[int, ...]
+    """Axes that are contracted."""
+    outputs: tuple[int, ...]
+    """Axes that are made."""
+
+
+def sides_of(axes: AxisNames) -> Sides | None:
+    """How the axes of a kernel lie; None: it is no map from or to hidden states."""
+    if axes.count("embed") != 1 or "vocabulary" in axes:
+        return None
+    width = axes.index("embed")
+    stacked = tuple(at for at, name in enumerate(axes) if name in ("layers", "experts"))
+    others = tuple(at for at in range(len(axes)) if at != width and at not in stacked)
+    return Sides(stacked, others, (width,)) if width > others[-1] else Sides(stacked, (width,), others)
 
 
 class Projection(nn.Module):

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from data_pipelines.config_class import Config
 from mllm_jax.models.layers.experts import ROUTING
+from mllm_jax.models.layers.low_rank import DROPOUT
 
 RematName = Literal["none", "full", "dots"]
 Run = Callable[..., Any]
@@ -69,7 +70,7 @@ def _scanned(block: type[nn.Module], arguments: dict[str, Any], length: int, dep
         stack = nn.scan(
             block,
             variable_axes={"params": 0, ROUTING: 0},
-            split_rngs={"params": True},
+            split_rngs={"params": True, DROPOUT: True},
             in_axes=(0, *(nn.broadcast for _ in shared)),
             length=length,
             metadata_params={nn.PARTITION_NAME: "layers"},
