@@ -4,7 +4,7 @@ A tokenizer keeps no state between calls and may be shared by threads.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -177,7 +177,9 @@ class Tokenizer:
         """File name to contents; `tokenizer_from_files` reads them back to an equal tokenizer."""
         return {TOKENIZER_JSON: _dumped(self._json), TOKENIZER_CONFIG: _dumped(self._config)}
 
-    def hugging_face_files(self, chat_template: str | None = None) -> dict[str, bytes]:
+    def hugging_face_files(
+        self, chat_template: str | None = None, named_tokens: Mapping[str, str] | None = None
+    ) -> dict[str, bytes]:
         """File name to contents of everything that `transformers.AutoTokenizer` needs to give the same ids.
 
         The exported tokenizer adds no start token by itself: the chat template writes it, so that no way of calling the
@@ -185,6 +187,7 @@ class Tokenizer:
 
         Args:
             chat_template: the Jinja text of `data_pipelines.transforms.jinja.jinja`.
+            named_tokens: attributes that a processor looks for in the tokenizer beside `image_token`, and their tokens.
         """
         roles = {"bos_token": self.bos_token, "eos_token": self.eos_token, "pad_token": self.pad_token}
         roles["unk_token"] = self._config.get("unk_token")
@@ -199,7 +202,7 @@ class Tokenizer:
             STARTS_WITH_BOS: self.starts_with_bos,
         }
         if self.has_special(self.image_token):
-            config["extra_special_tokens"] = {"image_token": self.image_token}
+            config["extra_special_tokens"] = {"image_token": self.image_token, **(named_tokens or {})}
         if self.image_token != IMAGE_TOKEN:
             config[PLACEHOLDER] = self.image_token
         files = {

@@ -141,14 +141,16 @@ def _contents(parts: Sequence[Part], template: ChatTemplate, *, images_only: boo
     values = [part.text.strip() if isinstance(part, TextPart) else part for part in parts]
     if images_only:
         values = [value for value in values if isinstance(value, ImagePart)]
+    around, separator, after_image = template.image, "" if images_only else template.separator, False
     for index, value in enumerate(value for value in values if value):
-        if index and template.separator and not images_only:
-            yield _Span(template.separator)
+        if index and separator:
+            yield _Span(separator)
         if isinstance(value, ImagePart):
-            around = template.image
-            yield from (_Span(piece, of_image=True) for piece in (*around.before, value, *around.after))
+            before = () if after_image and around.joined and not separator else around.before
+            yield from (_Span(piece, of_image=True) for piece in (*before, value, *around.after))
         else:
-            yield _Span(value)
+            yield _Span(around.lead + value if after_image else value)
+        after_image = isinstance(value, ImagePart)
 
 
 def _text(turn: Turn) -> str:

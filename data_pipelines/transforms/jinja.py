@@ -7,7 +7,7 @@ contents may be strings, in which `<image>` marks an image, or lists of `{"type"
 from collections.abc import Sequence
 
 from data_pipelines.tokenizer import IMAGE_TOKEN, Tokenizer
-from data_pipelines.transforms.templates import ChatTemplate, Piece, Special
+from data_pipelines.transforms.templates import ChatTemplate, ImageFormat, Piece, Special
 
 # A list's parts are stripped and joined, as `render` does; a string only loses its surrounding white space.
 CONTENT_MACRO = (
@@ -18,6 +18,13 @@ CONTENT_MACRO = (
     "{% if text %}{{ separator if found.any else '' }}{{ text }}{% set found.any = true %}{% endif %}"
     "{% endfor %}{% endif %}{% endmacro %}"
 )
+
+LED_TEXT = (
+    ("namespace(any=false)", "namespace(any=false, image=false)"),
+    ("{{ text }}", "{{ lead if found.image and part['type'] != 'image' else '' }}{{ text }}"),
+    ("{% set found.any = true %}", "{% set found.any = true %}{% set found.image = part['type'] == 'image' %}"),
+)
+"""What `CONTENT_MACRO` says, and what in its place where text after an image has a lead."""
 
 IMAGES_MACRO = (
     "{% macro images(message) %}{% if message['content'] is string %}{{ image * message['content'].count(mark) }}"
@@ -54,8 +61,7 @@ def jinja(template: ChatTemplate, tokenizer: Tokenizer, image_tokens: int = 1) -
             + _image(template, tokenizer, image_tokens)
             + " %}",
             "{% set separator = " + _literal(template.separator) + " %}",
-            CONTENT_MACRO,
-            IMAGES_MACRO,
+            _macros(template.image),
             "{% set turns = messages %}{% set system = " + _literal((template.default_system or "").strip()) + " %}",
             "{% if messages and messages[0]['role'] == 'system' %}{% set system = content(messages[0]) %}"
             "{% set turns = messages[1:] %}{% endif %}",
@@ -71,6 +77,23 @@ def jinja(template: ChatTemplate, tokenizer: Tokenizer, image_tokens: int = 1) -
             "{% if add_generation_prompt %}" + write(answer.before) + "{% endif %}",
         ]
     )
+
+
+def _macros(around: ImageFormat) -> str:
+    """The macros of contents, with the text that they put after an image."""
+    content, images, lead = CONTENT_MACRO, IMAGES_MACRO, ""
+    if around.lead:
+        lead = "{% set lead = " + _literal(around.lead) + " %}"
+        for text, instead in LED_TEXT:
+            content = content.replace(text, instead)
+    if around.joined and around.before:
+        before, after = (_literal("".join(map(_spelled, pieces))) for pieces in (around.before, around.after))
+        start, end = "{% filter replace(" + f"{after} + {before}, {after}" + ") %}", "{% endfilter %}"
+        content, images = (
+            macro.replace("(message) %}", "(message) %}" + start).replace("{% endmacro %}", end + "{% endmacro %}")
+            for macro in (content, images)
+        )
+    return lead + content + images
 
 
 class _Writer:
@@ -100,8 +123,7 @@ class _Writer:
 def _image(template: ChatTemplate, tokenizer: Tokenizer, image_tokens: int) -> str:
     """The Jinja expression of one image and what stands around it."""
     before, after = (
-        [_literal(piece if isinstance(piece, str) else piece.token or "") for piece in pieces]
-        for pieces in (template.image.before, template.image.after)
+        [_literal(_spelled(piece)) for piece in pieces] for pieces in (template.image.before, template.image.after)
     )
     token = "mark" if tokenizer.image_token == IMAGE_TOKEN else _literal(tokenizer.image_token)
     return " + ".join([*before, f"{token} * {image_tokens}", *after])
@@ -131,6 +153,11 @@ def _moved_space(pieces: tuple[Piece, ...], tokenizer: Tokenizer) -> tuple[tuple
     if tokenizer.encode(last, start=False) != tokenizer.encode(last.rstrip(), start=False):
         return pieces, ""
     return (*pieces[:-1], last[:-1]), last[-1]
+
+
+def _spelled(piece: Piece) -> str:
+    """A piece that stands around an image."""
+    return piece if isinstance(piece, str) else piece.token or ""
 
 
 def _opens_with_text(template: ChatTemplate) -> bool:

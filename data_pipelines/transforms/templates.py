@@ -21,6 +21,15 @@ class ImageFormat(Config):
 
     before: tuple[Piece, ...] = ()
     after: tuple[Piece, ...] = ()
+    joined: bool = False
+    """Whether an image right after another goes without `before`: what ends the one begins the other."""
+    lead: str = ""
+    """Text that opens a text part right after an image, and is learned with it."""
+
+    @property
+    def bare(self) -> "ImageFormat":
+        """What is left to write around an image where another writes its special tokens."""
+        return ImageFormat(lead=self.lead)
 
     @property
     def tokens(self) -> tuple[str, ...]:
@@ -151,6 +160,7 @@ INTERNVL = CHATML.model_copy(
 
 END_OF_UTTERANCE = Special(token="<end_of_utterance>")
 AROUND_IMAGE = Special(token="<fake_token_around_image>")
+IDEFICS2_IMAGE = ImageFormat(before=(AROUND_IMAGE,), after=(AROUND_IMAGE,), joined=True, lead=" ")
 IDEFICS3_IMAGE = ImageFormat(before=(AROUND_IMAGE, Special(token="<global-img>")), after=(AROUND_IMAGE,))
 
 IDEFICS3 = ChatTemplate(
@@ -164,8 +174,11 @@ IDEFICS3 = ChatTemplate(
 )
 """Idefics3's, for images that are not split."""
 
+IDEFICS2 = IDEFICS3.model_copy(update={"name": "idefics2", "start": (BOS,), "image": IDEFICS2_IMAGE})
+
 SMOLVLM = IDEFICS3.model_copy(update={"name": "smolvlm", "start": (IM_START,)})
 
 TEMPLATES: dict[str, ChatTemplate] = {
-    template.name: template for template in (PLAIN, VICUNA_V1, LLAMA2, LLAMA3, CHATML, INTERNVL, IDEFICS3, SMOLVLM)
+    template.name: template
+    for template in (PLAIN, VICUNA_V1, LLAMA2, LLAMA3, CHATML, INTERNVL, IDEFICS2, IDEFICS3, SMOLVLM)
 }

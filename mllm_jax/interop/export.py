@@ -58,7 +58,9 @@ def _files(loaded: LoadedModel, family: Family[Any], dtype: Any) -> dict[str, by
     values: dict[str, Any] = {"config.json": config}
     files: dict[str, bytes] = {}
     if loaded.tokenizer is not None and not isinstance(loaded.config, ViTConfig):
-        files |= loaded.tokenizer.hugging_face_files(_written_template(loaded, loaded.tokenizer, family))
+        named_tokens = family.processor.named_tokens if isinstance(family, MultimodalFamily) else None
+        template = _written_template(loaded, loaded.tokenizer, family)
+        files |= loaded.tokenizer.hugging_face_files(template, named_tokens)
         tokens = _token_ids(loaded)
         values["generation_config.json"] = {**tokens, "do_sample": False}
         text = config if isinstance(loaded.config, DecoderConfig) else config.get("text_config", config)
@@ -86,7 +88,7 @@ def _written_template(loaded: LoadedModel, tokenizer: Tokenizer, family: Family[
                 f"the model's chat template {template.name!r} has {_spelled(template.image)}; train with a template "
                 "that has the same."
             )
-        template = template.model_copy(update={"image": ImageFormat()})
+        template = template.model_copy(update={"image": template.image.bare})
     assert isinstance(loaded.config, MultimodalConfig)
     return jinja(template, tokenizer, 1 if processor.expands_images else image_tokens(loaded.config))
 
@@ -96,7 +98,10 @@ def _spelled(around: ImageFormat) -> str:
         "".join(piece if isinstance(piece, str) else piece.token or "" for piece in pieces)
         for pieces in (around.before, around.after)
     )
-    return f"{before}...{after}" if before or after else "nothing"
+    spelled = f"{before}...{after}" if before or after else "nothing"
+    if around.joined:
+        spelled += " (once between two images)"
+    return f"{spelled} (and {around.lead!r} before text)" if around.lead else spelled
 
 
 def _token_ids(loaded: LoadedModel) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from data_pipelines.transforms.image import RESAMPLING, ImageTransformConfig, me
 from data_pipelines.transforms.jinja import jinja
 from data_pipelines.transforms.templates import (
     CHATML,
+    IDEFICS2,
     IDEFICS3,
     INTERNVL,
     LLAMA2,
@@ -19,14 +20,14 @@ from data_pipelines.transforms.templates import (
     TEMPLATES,
     VICUNA_V1,
     ChatTemplate,
-    ImageFormat,
 )
 
 Json = Mapping[str, Any]
 
 MARKS: tuple[tuple[tuple[str, ...], ChatTemplate], ...] = (
     (("<end_of_utterance>", "<|im_start|>"), SMOLVLM),
-    (("<end_of_utterance>",), IDEFICS3),
+    (("<end_of_utterance>", "<|begin_of_text|>"), IDEFICS3),
+    (("<end_of_utterance>",), IDEFICS2),
     (("<IMG_CONTEXT>",), INTERNVL),
     (("<|im_start|>",), CHATML),
     (("<|start_header_id|>",), LLAMA3),
@@ -123,7 +124,7 @@ def chat_template(folder: Path, tokenizer: Tokenizer) -> ChatTemplate | None:
         if _writes(template, tokenizer, text):
             return template
     for template in TEMPLATES.values():
-        if _writes(template.model_copy(update={"image": ImageFormat()}), tokenizer, text):
+        if _writes(template.model_copy(update={"image": template.image.bare}), tokenizer, text):
             return template  # What stands around an image is left to the processor.
     return next((template for marks, template in MARKS if all(mark in text for mark in marks)), None)
 

@@ -174,8 +174,9 @@ def test_a_prompt_is_a_prefix_of_the_training_ids_and_what_transformers_prompts_
 def test_contents_may_be_strings_with_image_marks(exported, kind, name):
     tokenizer, theirs = exported(kind, name)
     asked = record(("user", (IMAGE, "What is this?")), ("assistant", ("A cat.",)))
+    between = TEMPLATES[name].separator + TEMPLATES[name].image.lead
     said = [
-        {"role": "user", "content": f"<image>{TEMPLATES[name].separator}What is this?"},
+        {"role": "user", "content": f"<image>{between}What is this?"},
         {"role": "assistant", "content": " A cat. "},
     ]
     encoded = theirs.apply_chat_template(said, tokenize=True, return_dict=True)

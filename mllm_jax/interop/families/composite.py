@@ -1,7 +1,7 @@
 """What a family of multimodal models is: a family made of an encoder's and a decoder's, with a processor beside it."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from data_pipelines.tokenizer import IMAGE_TOKEN
@@ -31,6 +31,8 @@ class Processor:
     expands_images: bool = True
     """Whether transformers' processor writes an image's token as often as the image takes tokens; where it does not,
     the exported chat template does."""
+    named_tokens: Mapping[str, str] = field(default_factory=dict)
+    """Attributes that transformers' processor looks for in the tokenizer beside `image_token`, and their tokens."""
     surrounds: ImageFormat | None = None
     """What transformers' processor itself writes around an image; None: nothing, so that the exported chat template
     writes it."""
