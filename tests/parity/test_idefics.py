@@ -14,12 +14,11 @@ from safetensors.torch import load_file, save_file
 from mllm_jax.interop.families.choice import family_of_config, family_of_folder
 from mllm_jax.interop.families.family import FamilyError
 from mllm_jax.models.multimodal import Multimodal, MultimodalConfig, image_tokens
-from mllm_jax.models.parameters import Parameters
 from tests.support.hugging_face_folders import randomise
 from tests.support.parity import (
     assert_close,
-    assert_gradients_close,
     assert_loads_whole,
+    assert_same_gradients,
     drawn_images,
     read_config,
     read_parameters,
@@ -115,29 +114,8 @@ def test_logits_and_exported_weights(idefics: tuple[Path, torch.nn.Module], scan
 
 def test_gradients_of_one_step(tmp_path: Path) -> None:
     model = make(tmp_path, **MODELS["resampler"])
-    for parameter in model.parameters():
-        parameter.requires_grad_(True)
     config = read_config(tmp_path)
-    parameters = read_parameters(tmp_path, config)
-    ours, theirs = drawn_inputs(config)
-
-    def loss(parameters: Parameters) -> jax.Array:
-        logits = Multimodal(config).apply({"params": parameters}, *ours)
-        chosen = jax.nn.log_softmax(logits[:, :-1])
-        return -jnp.take_along_axis(chosen, ours[0][:, 1:, None], axis=-1).mean()
-
-    value, gradients = jax.jit(jax.value_and_grad(loss))(parameters)
-    logits = model(**theirs).logits
-    expected_value = torch.nn.functional.cross_entropy(
-        logits[:, :-1].flatten(0, 1), theirs["input_ids"][:, 1:].flatten()
-    )
-    expected_value.backward()
-    assert float(value) == pytest.approx(expected_value.item(), rel=1e-5)
-    state = {name: torch.zeros_like(tensor) for name, tensor in model.state_dict().items()}
-    state |= {name: tensor.grad for name, tensor in model.named_parameters() if tensor.grad is not None}
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, tmp_path / "model.safetensors")
-    expected = read_parameters(tmp_path, config)
-    assert_gradients_close(gradients, expected)
+    assert_same_gradients(config, tmp_path, model, *drawn_inputs(config))
 
 
 def test_keys_that_a_config_leaves_out_have_transformers_defaults() -> None:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 from mllm_jax.interop.families.choice import family_of_config, family_of_folder
 from mllm_jax.interop.weights import load, save
@@ -81,6 +82,40 @@ def assert_loads_whole(
         assert name in unused or torch.equal(tensor, original[name]), name
 
 
+def assert_same_gradients(
+    config: MultimodalConfig, folder: Path, model: torch.nn.Module, ours: Any, theirs: Any
+) -> None:
+    """The loss of the next tokens and every parameter's gradient, through our model and through theirs.
+
+    Args:
+        config: of our model.
+        folder: where theirs was saved; its weights are overwritten by gradients.
+        model: theirs.
+        ours: what our model is called with, the tokens first.
+        theirs: the same for theirs, by name.
+    """
+    parameters = read_parameters(folder, config)
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+
+    def loss(parameters: Parameters) -> jax.Array:
+        logits = Multimodal(config).apply({"params": parameters}, *ours)
+        chosen = jax.nn.log_softmax(logits[:, :-1])
+        return -jnp.take_along_axis(chosen, ours[0][:, 1:, None], axis=-1).mean()
+
+    value, gradients = jax.jit(jax.value_and_grad(loss))(parameters)
+    logits = model(**theirs).logits
+    expected_value = torch.nn.functional.cross_entropy(
+        logits[:, :-1].flatten(0, 1), theirs["input_ids"][:, 1:].flatten()
+    )
+    expected_value.backward()
+    np.testing.assert_allclose(float(value), expected_value.item(), rtol=1e-5)
+    state = {name: torch.zeros_like(tensor) for name, tensor in model.state_dict().items()}
+    state |= {name: tensor.grad for name, tensor in model.named_parameters() if tensor.grad is not None}
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / "model.safetensors")
+    assert_gradients_close(gradients, read_parameters(folder, config))
+
+
 def stored_names(folder: Path) -> set[str]:
     with safe_open(folder / "model.safetensors", framework="np") as file:
         return set(file.keys())
@@ -104,13 +139,18 @@ def image_places(config: MultimodalConfig, rows: int) -> np.ndarray:
     return index
 
 
-def assert_same_logits(config: MultimodalConfig, parameters: Parameters, model: Any, image_token: int) -> None:
-    """Two rows of text with two images each, through our model and through theirs."""
+def drawn_rows(config: MultimodalConfig, image_token: int) -> tuple[list[jax.Array], dict[str, torch.Tensor]]:
+    """Two rows of text with two images each, as our model and as theirs take them."""
     index = image_places(config, rows=2)
     tokens = np.where(index < 0, np.random.default_rng(0).integers(0, image_token, index.shape), image_token)
     pixels, normalised = drawn_images(config.encoder, 4)
     positions = np.broadcast_to(np.arange(index.shape[1]), index.shape)
     images = pixels.reshape(2, 2, *pixels.shape[1:])
     arrays = tokens, np.ones_like(tokens), positions, images, np.ones((2, 2), bool), index
-    ours = jax.jit(Multimodal(config).apply)({"params": parameters}, *map(jnp.asarray, arrays))
-    assert_close(ours, model(input_ids=torch.tensor(tokens), pixel_values=normalised).logits)
+    return [jnp.asarray(array) for array in arrays], {"input_ids": torch.tensor(tokens), "pixel_values": normalised}
+
+
+def assert_same_logits(config: MultimodalConfig, parameters: Parameters, model: Any, image_token: int) -> None:
+    """Two rows of text with two images each, through our model and through theirs."""
+    ours, theirs = drawn_rows(config, image_token)
+    assert_close(jax.jit(Multimodal(config).apply)({"params": parameters}, *ours), model(**theirs).logits)

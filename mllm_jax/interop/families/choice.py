@@ -6,6 +6,7 @@ from mllm_jax.interop.families.blip2 import BLIP2
 from mllm_jax.interop.families.composite import CompositeFamily, tower_of
 from mllm_jax.interop.families.family import Family, FamilyError, HuggingFaceConfig
 from mllm_jax.interop.families.idefics import IDEFICS
+from mllm_jax.interop.families.idefics2 import IDEFICS2
 from mllm_jax.interop.families.idefics3 import IDEFICS3
 from mllm_jax.interop.families.internvl import INTERNVL
 from mllm_jax.interop.families.llava import LLAVA
@@ -20,7 +21,7 @@ from mllm_jax.interop.families.parts import (
 from mllm_jax.models.multimodal import MultimodalConfig
 from mllm_jax.models.parameters import ModelConfig
 
-COMPOSITE_FAMILIES: tuple[CompositeFamily, ...] = (LLAVA, LLAVA_NEXT, IDEFICS3, INTERNVL, BLIP2, IDEFICS)
+COMPOSITE_FAMILIES: tuple[CompositeFamily, ...] = (LLAVA, LLAVA_NEXT, IDEFICS3, INTERNVL, BLIP2, IDEFICS, IDEFICS2)
 """Multimodal families; a model of ours is exported as the first that it is like."""
 
 

@@ -101,6 +101,21 @@ def idefics2_perceiver(config: HuggingFaceConfig) -> PerceiverConfig:
     )
 
 
+def their_idefics2_perceiver(config: PerceiverConfig, width: int) -> dict[str, Any]:
+    """An `Idefics2PerceiverConfig` of this width; whether it says all of ours is for the caller to compare."""
+    return {
+        "model_type": "idefics2_perceiver",
+        "hidden_size": width,
+        "resampler_n_latents": config.latents,
+        "resampler_depth": config.layers,
+        "resampler_n_heads": config.heads,
+        "resampler_head_dim": config.head_width,
+        "num_key_value_heads": config.kv_heads or config.heads,
+        "hidden_act": ACTIVATION_NAMES[config.activation],
+        "rms_norm_eps": config.norm_epsilon,
+    }
+
+
 _Q_FORMER_DEFAULTS: dict[str, Any] = {
     "hidden_size": 768,
     "num_hidden_layers": 12,

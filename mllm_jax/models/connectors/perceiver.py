@@ -21,8 +21,16 @@ from mllm_jax.models.layers.stack import StackConfig, run_stack
 HIDDEN_AXES = ("images", "tokens", "embed_activation")
 
 
+class MediaProjectionConfig(Config):
+    """A feed-forward layer without biases that brings features to the width of the blocks."""
+
+    feed_forward: FeedForwardName = "gated"
+    feed_forward_width: int = Field(gt=0)
+    activation: ActivationName = "silu"
+
+
 class PerceiverConfig(Config):
-    """A stack of blocks as wide as the features that come in; its values are Flamingo's."""
+    """A stack of blocks, of which the latents are read; its values are Flamingo's."""
 
     kind: Literal["perceiver"] = "perceiver"
     latents: int = Field(default=64, gt=0)
@@ -40,6 +48,9 @@ class PerceiverConfig(Config):
     activation: ActivationName = "gelu"
     norm: NormName = "layer"
     norm_epsilon: float = Field(default=1e-5, gt=0)
+    media_projection: MediaProjectionConfig | None = None
+    """Brings the features to the decoder's width before the blocks, which are as wide then (Idefics2); null: the blocks
+    are as wide as the features that come in."""
     projection: bool = True
     """Map the latents to the decoder's width by a linear layer; without it the two widths must be equal."""
     stack: StackConfig = StackConfig()
@@ -110,12 +121,13 @@ class PerceiverConnector(nn.Module):
     @jaxtyped(typechecker=beartype)
     def __call__(self, features: Float[Array, "B P E"]) -> Float[Array, "B Q D"]:
         config, formats = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        features = self._projected(features.astype(self.dtype))
         images, _, width = features.shape
         initializer = named(nn.initializers.normal(1.0), None, "embed")
         learned = self.param("latents", initializer, (config.latents, width), self.param_dtype)
         latents = jnp.broadcast_to(learned.astype(self.dtype), (images, config.latents, width))
         blocks = run_stack(self, PerceiverBlock, {"config": config, **formats}, config.stack, config.layers)
-        latents = blocks(latents, features.astype(self.dtype))
+        latents = blocks(latents, features)
         latents = NORMS[config.norm](config.norm_epsilon, name="final_norm", **formats)(latents)
         if config.projection:
             return Projection((self.width,), (None,), ("embed",), bias=True, name="projection", **formats)(latents)
@@ -124,3 +136,17 @@ class PerceiverConnector(nn.Module):
                 f"connector.projection is false, but features are {width} wide and the decoder {self.width}"
             )
         return latents
+
+    def _projected(self, features: Float[Array, "B P E"]) -> Float[Array, "B P F"]:
+        config = self.config.media_projection
+        if config is None:
+            return features
+        return FEED_FORWARDS[config.feed_forward](
+            config.feed_forward_width,
+            activation=config.activation,
+            bias=False,
+            output_width=self.width,
+            name="media_projection",
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+        )(features)

@@ -19,15 +19,18 @@ class FeedForward(nn.Module):
     feed_forward_width: int
     activation: ActivationName
     bias: bool = True
+    output_width: int | None = None
+    """None: as wide as what comes in."""
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
     @nn.compact
     @jaxtyped(typechecker=beartype)
-    def __call__(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    def __call__(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T E"]:
         formats = {"bias": self.bias, "dtype": self.dtype, "param_dtype": self.param_dtype}
         up = Projection((self.feed_forward_width,), ("embed",), ("feed_forward",), name="up", **formats)
-        down = Projection((hidden.shape[-1],), ("feed_forward",), ("embed",), name="down", **formats)
+        width = self.output_width or hidden.shape[-1]
+        down = Projection((width,), ("feed_forward",), ("embed",), name="down", **formats)
         return down(ACTIVATIONS[self.activation](up(hidden)))
 
 
@@ -37,16 +40,19 @@ class GatedFeedForward(nn.Module):
     feed_forward_width: int
     bias: bool = False
     activation: ActivationName = "silu"
+    output_width: int | None = None
+    """None: as wide as what comes in."""
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
     @nn.compact
     @jaxtyped(typechecker=beartype)
-    def __call__(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    def __call__(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T E"]:
         formats = {"bias": self.bias, "dtype": self.dtype, "param_dtype": self.param_dtype}
         gate = Projection((self.feed_forward_width,), ("embed",), ("feed_forward",), name="gate", **formats)
         up = Projection((self.feed_forward_width,), ("embed",), ("feed_forward",), name="up", **formats)
-        down = Projection((hidden.shape[-1],), ("feed_forward",), ("embed",), name="down", **formats)
+        width = self.output_width or hidden.shape[-1]
+        down = Projection((width,), ("feed_forward",), ("embed",), name="down", **formats)
         inner = nn.with_logical_constraint(ACTIVATIONS[self.activation](gate(hidden)) * up(hidden), HIDDEN_AXES)
         return down(inner)
 
