@@ -10,7 +10,7 @@ from flax.traverse_util import flatten_dict
 from data_pipelines.batch import Batch
 from mllm_jax.models.connectors.choice import ConnectorConfig
 from mllm_jax.models.connectors.gated_cross_attention import GatedCrossAttentionConfig
-from mllm_jax.models.connectors.perceiver import PerceiverConfig
+from mllm_jax.models.connectors.perceiver import MediaProjectionConfig, PerceiverConfig
 from mllm_jax.models.connectors.prefix_adapter import PrefixAdapterConfig, VisualModuleConfig
 from mllm_jax.models.connectors.q_former import QFormerConfig
 from mllm_jax.models.connectors.visual_expert import VisualExpertConfig
@@ -27,6 +27,10 @@ from tests.support.tiny_training import MODEL, initial_parameters, tiny_batch
 PERCEIVER = PerceiverConfig(latents=4, layers=2, heads=2, head_width=4, projection=False)
 CONNECTORS: dict[str, tuple[ConnectorConfig, tuple[str, ...]]] = {
     "q_former": (QFormerConfig(queries=4, width=8, layers=2, heads=2, feed_forward_width=12), ("connector/**",)),
+    "projected": (
+        PERCEIVER.model_copy(update={"media_projection": MediaProjectionConfig(feed_forward_width=12)}),
+        ("connector/**",),
+    ),
     "gated": (
         GatedCrossAttentionConfig(resampler=PERCEIVER, every=1, heads=2, head_width=4),
         ("connector/**", "decoder/cross_blocks/**"),
