@@ -19,6 +19,7 @@ from data_pipelines.transforms.tiles import TiledImages
 from mllm_jax.checkpoint.layout import write_whole
 from mllm_jax.config import RunConfig, resolved_yaml
 from mllm_jax.interop.backbones import load_backbone
+from mllm_jax.interop.connector_weights import check_connector_weights, load_connector
 from mllm_jax.interop.description import ModelDescription
 from mllm_jax.interop.hub import local_folder
 from mllm_jax.model_choice import ModelChoice, multimodal_config
@@ -80,6 +81,8 @@ def make_ingredients(config: RunConfig) -> Ingredients:
     for template in templates:
         check_template(template, tokenizer)
     model = multimodal_config(config.model, tokenizer.vocabulary_size)
+    if config.model.connector_weights is not None:
+        check_connector_weights(config.model.connector_weights, model, tokenizer.vocabulary_size)
     description = ModelDescription(
         model=model,
         chat_template=TEMPLATES[config.model.chat_template],
@@ -120,6 +123,11 @@ def _initial_parameters(config: RunConfig, model: MultimodalConfig, abstract: Pa
             for sentence in backbone.adjusted:
                 LOGGER.info("%s from %s: %s", "/".join(path), folder, sentence)
             loaded |= {(*path, *key): leaf for key, leaf in flatten_dict(backbone.parameters).items()}
+    if config.model.connector_weights is not None:
+        connector = load_connector(config.model.connector_weights, model, abstract)
+        for sentence in connector.adjusted:
+            LOGGER.info("%s: %s", config.model.connector_weights, sentence)
+        loaded |= flatten_dict(connector.parameters)
     for path in wanted.keys() - loaded.keys():
         source = copied_from(path)
         if source in loaded:

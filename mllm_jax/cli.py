@@ -86,6 +86,9 @@ def _add_model_verbs(verbs) -> None:
     export = _verb(verbs, "export", "write a model as a Hugging Face folder", _export)
     export.add_argument("model", metavar="RUN_OR_CHECKPOINT", help=what_is_model + ", or one checkpoint of a run")
     export.add_argument("output", metavar="HF_FOLDER", help="a folder that is not there yet")
+    export.add_argument(
+        "--connector-only", action="store_true", help="the connector's weights alone, as an OpenFlamingo checkpoint"
+    )
     export.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="(default: %(default)s)")
 
 
@@ -193,9 +196,10 @@ def _import(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
+    from mllm_jax.interop.connector_weights import export_connector
     from mllm_jax.interop.export import export
 
-    export(_load(options.model), options.output, dtype=options.dtype)
+    (export_connector if options.connector_only else export)(_load(options.model), options.output, dtype=options.dtype)
     print(f"exported {options.model} to {options.output}")
 
 

@@ -108,11 +108,12 @@ def _no_template(name: str) -> str:
 
 
 def _path_problems(run: RunConfig) -> Iterator[tuple[KeyPath, str]]:
-    if run.model.tokenizer is not None:
-        try:
-            local_folder(run.model.tokenizer)
-        except FileNotFoundError as error:
-            yield ("model", "tokenizer"), str(error)
+    for field, path in (("tokenizer", run.model.tokenizer), ("connector_weights", run.model.connector_weights)):
+        if path is not None:
+            try:
+                local_folder(path)
+            except FileNotFoundError as error:
+                yield ("model", field), str(error)
     storage = Storage()
     used = {source for stage in run.stages for mixture in stage.mixtures().values() for source in mixture}
     for name, source in run.data.sources.items():

@@ -61,6 +61,10 @@ class ModelChoice(Config):
 
     encoder: EncoderChoice
     connector: ConnectorConfig
+    connector_weights: str | None = None
+    """A folder or hub id with an OpenFlamingo checkpoint as safetensors, for a connector of kind
+    `gated_cross_attention`; null starts from random parameters. The embeddings of tokens that are in it replace the
+    decoder's."""
     decoder: DecoderChoice
     tokenizer: str | None = None
     """A SentencePiece `.model`, a `tokenizer.json` or a folder with either; null takes the decoder's weights folder."""

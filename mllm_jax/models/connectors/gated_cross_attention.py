@@ -34,7 +34,7 @@ class GatedCrossAttentionConfig(Config):
     every: int = Field(default=4, gt=0)
     """Layers of the decoder from one block to the next."""
     first: int = Field(default=0, ge=0)
-    """The layer before which the first block stands."""
+    """The layer before which the first block stands; in OpenFlamingo every - 1, in Idefics 0."""
     heads: int = Field(default=8, gt=0)
     head_width: int = Field(default=64, gt=0)
     head_norm: NormName | None = None
