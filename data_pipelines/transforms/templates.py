@@ -158,6 +158,15 @@ INTERNVL = CHATML.model_copy(
     }
 )
 
+QWEN2_VL = CHATML.model_copy(
+    update={
+        "name": "qwen2_vl",
+        "default_system": "You are a helpful assistant.",
+        "image": ImageFormat(before=(Special(token="<|vision_start|>"),), after=(Special(token="<|vision_end|>"),)),
+        "separator": "",
+    }
+)
+
 END_OF_UTTERANCE = Special(token="<end_of_utterance>")
 AROUND_IMAGE = Special(token="<fake_token_around_image>")
 IDEFICS2_IMAGE = ImageFormat(before=(AROUND_IMAGE,), after=(AROUND_IMAGE,), joined=True, lead=" ")
@@ -180,5 +189,5 @@ SMOLVLM = IDEFICS3.model_copy(update={"name": "smolvlm", "start": (IM_START,)})
 
 TEMPLATES: dict[str, ChatTemplate] = {
     template.name: template
-    for template in (PLAIN, VICUNA_V1, LLAMA2, LLAMA3, CHATML, INTERNVL, IDEFICS2, IDEFICS3, SMOLVLM)
+    for template in (PLAIN, VICUNA_V1, LLAMA2, LLAMA3, CHATML, INTERNVL, IDEFICS2, IDEFICS3, SMOLVLM, QWEN2_VL)
 }

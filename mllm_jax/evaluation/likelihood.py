@@ -45,8 +45,8 @@ def _row_losses(
 ) -> Float[Array, " B"]:
     decoder, decoder_parameters = decoder_of(model, parameters)
     apply = applied(decoder, decoder_parameters)
-    embeddings, media = embed_prompts(model, parameters, batch)
-    hidden, _ = apply(embeddings, batch.segment_ids, batch.positions, media=media)
+    embeddings, positions, media = embed_prompts(model, parameters, batch)
+    hidden, _ = apply(embeddings, batch.segment_ids, positions, media=media)
     log_probabilities = jax.nn.log_softmax(apply(hidden[:, :-1], method="logits"), axis=-1)
     of_targets = jnp.take_along_axis(log_probabilities, batch.tokens[:, 1:, None], axis=-1)[..., 0]
     return -jnp.sum(jnp.where(supervised[:, 1:], of_targets, 0.0), axis=-1)

@@ -96,11 +96,11 @@ def stream(
         check_prompt(model, prompt, config.max_new_tokens)
     batch, lengths = pad_prompts(prompts, *_image_shape(model), rows)
     capacity = bucket(batch.tokens.shape[1] + config.max_new_tokens)
-    tokens, cache, media = _prefill(model, parameters, batch, lengths, key, config.sampling, capacity)
+    tokens, cache, media, ahead = _prefill(model, parameters, batch, lengths, key, config.sampling, capacity)
     for index in range(1, config.max_new_tokens):
         # The next step is on its way before this one's tokens are waited for.
         step = np.int32(index)
-        following, cache = _step(decoder, decoder_parameters, tokens, cache, media, key, step, config.sampling)
+        following, cache = _step(decoder, decoder_parameters, tokens, cache, media, ahead, key, step, config.sampling)
         yield np.asarray(tokens)[: len(prompts)]
         tokens = following
     yield np.asarray(tokens)[: len(prompts)]
@@ -155,14 +155,15 @@ def applied(model: LanguageModel, parameters: Parameters) -> Callable[..., Any]:
 
 def embed_prompts(
     model: LanguageModel, parameters: Parameters, batch: Batch
-) -> tuple[Float[Array, "B T D"], Media | None]:
-    """Embeddings of prompts with their images, and what the decoder's blocks read of these; traceable."""
+) -> tuple[Float[Array, "B T D"], Int[Array, "B T *axes"], Media | None]:
+    """Embeddings of prompts with their images, their positions, and what the decoder's blocks read of the images."""
     apply = applied(model, parameters)
     if isinstance(model, Decoder):
-        return apply(batch.tokens, method="embed"), None
+        return apply(batch.tokens, method="embed"), batch.positions, None
     features = apply(batch.images, batch.image_mask, method="encode_images")
     media = apply(features, batch.image_index, batch.segment_ids, method="media")
-    return apply(batch.tokens, features, batch.image_index, method="embed"), media
+    positions = apply(batch.positions, batch.image_index, method="turning")
+    return apply(batch.tokens, features, batch.image_index, method="embed"), positions, media
 
 
 @partial(jax.jit, static_argnames=("model", "sampling", "capacity"))
@@ -174,17 +175,19 @@ def _prefill(
     key: Key[Array, ""],
     sampling: SamplingConfig,
     capacity: int,
-) -> tuple[Int[Array, " B"], KVCache, Media | None]:
-    """The first token after every prompt, a cache that holds the prompts, and the images that the answers see."""
+) -> tuple[Int[Array, " B"], KVCache, Media | None, Int[Array, " B"]]:
+    """The first token after every prompt, a cache that holds the prompts, the images that the answers see, and how far
+    the answers' places are ahead of their positions (an image may have more tokens than rows or columns)."""
     decoder, decoder_parameters = decoder_of(model, parameters)
     apply = applied(decoder, decoder_parameters)
     cache = make_cache(decoder.config, len(lengths), capacity, decoder.dtype)
-    embeddings, media = embed_prompts(model, parameters, batch)
-    hidden, cache = apply(embeddings, batch.segment_ids, batch.positions, cache, media)
+    embeddings, positions, media = embed_prompts(model, parameters, batch)
+    hidden, cache = apply(embeddings, batch.segment_ids, positions, cache, media)
     if media is not None:
         media = media.after(jnp.take_along_axis(media.latest, (lengths - 1)[:, None], axis=1)[:, 0])
+    ahead = lengths - 1 - positions[jnp.arange(len(lengths)), lengths - 1].reshape(len(lengths), -1).max(axis=-1)
     last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)
-    return sample(apply(last, method="logits")[:, 0], jax.random.fold_in(key, 0), sampling), cache, media
+    return sample(apply(last, method="logits")[:, 0], jax.random.fold_in(key, 0), sampling), cache, media, ahead
 
 
 @partial(jax.jit, static_argnames=("decoder", "sampling"), donate_argnames="cache")
@@ -194,6 +197,7 @@ def _step(
     tokens: Int[Array, " B"],
     cache: KVCache,
     media: Media | None,
+    ahead: Int[Array, " B"],
     key: Key[Array, ""],
     index: Int[Array, ""],
     sampling: SamplingConfig,
@@ -201,5 +205,6 @@ def _step(
     """The token that follows `tokens`, and the cache with `tokens` in it."""
     apply = applied(decoder, parameters)
     fed = tokens[:, None]
-    hidden, cache = apply(apply(fed, method="embed"), jnp.ones_like(fed), cache.lengths[:, None], cache, media)
+    positions = (cache.lengths - ahead)[:, None]
+    hidden, cache = apply(apply(fed, method="embed"), jnp.ones_like(fed), positions, cache, media)
     return sample(apply(hidden, method="logits")[:, 0], jax.random.fold_in(key, index), sampling), cache

@@ -66,7 +66,7 @@ class ExtendVocabulary:
 
 def encoder_adjustments(file: ViTConfig, wanted: ViTConfig, prefix: str = "") -> dict[str, Adjustment]:
     """What turns the folder's encoder weights into the wanted encoder's; `prefix` is the path to the encoder."""
-    if file.table_grid == wanted.table_grid:
+    if file.table_grid == wanted.table_grid or wanted.positions != "learned":
         return {}
     return {f"{prefix}position_embedding": ResizePositions(file.table_grid, wanted.table_grid)}
 

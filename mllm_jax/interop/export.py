@@ -68,6 +68,9 @@ def _files(loaded: LoadedModel, family: Family[Any], dtype: Any) -> dict[str, by
     if isinstance(loaded.config, MultimodalConfig):
         assert loaded.tokenizer is not None and isinstance(family, MultimodalFamily)
         config[family.image_token_key] = loaded.tokenizer.image_id
+        for key, token in family.token_keys.items():
+            if loaded.tokenizer.has_special(token):
+                config[key] = loaded.tokenizer.special_id(token)
         values |= _processor(loaded, family)
     elif isinstance(loaded.config, ViTConfig) and loaded.image_transform is not None:
         transform = processor_config(loaded.image_transform, loaded.config.pixel_mean, loaded.config.pixel_std)

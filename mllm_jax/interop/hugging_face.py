@@ -95,7 +95,8 @@ def _processed(model: MultimodalConfig, family: MultimodalFamily, preprocessor: 
     encoder = tower_of(model).model_copy(update=pixel_statistics(preprocessor))
     size = family.processor.image_size(preprocessor)
     if size is not None and size != encoder.image_size:
-        encoder = encoder.model_copy(update={"image_size": size, "position_grid": encoder.table_grid})
+        table = encoder.table_grid if encoder.positions == "learned" else None
+        encoder = encoder.model_copy(update={"image_size": size, "position_grid": table})
     model = model.model_copy(update={"encoder": encoder})
     family.to_hugging_face(model)  # Raises where transformers does not resize this family's tables.
     return model

@@ -63,6 +63,13 @@ CONVOLUTION = Layout(
 )
 """[height, width, in, out] with them [out, in, height, width]."""
 
+FRAMES_CONVOLUTION = Layout(
+    their_shape=lambda ours: (ours[4], ours[3], *ours[:3]),
+    to_ours=lambda array, _: array.transpose(2, 3, 4, 1, 0),
+    to_theirs=lambda array, _: array.transpose(4, 3, 0, 1, 2),
+)
+"""[frames, height, width, in, out] with them [out, in, frames, height, width]."""
+
 
 @dataclass(frozen=True)
 class Joined:

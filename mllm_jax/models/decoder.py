@@ -71,6 +71,9 @@ class DecoderConfig(Config):
     rope_scaling: OptionalRotaryScaling = None
     rotary_width: int | None = Field(default=None, gt=0)
     """Dimensions of a head that positions turn, from the first; null: all."""
+    rotary_sections: tuple[int, int, int] | None = None
+    """Pairs of a head's dimensions, from the first, that turn by a token's position in time, in rows and in columns;
+    an image's tokens keep its grid (Qwen2-VL). null: all turn by its place in the text."""
     rotary_layers: tuple[bool, ...] = Field(default=(True,), min_length=1)
     """Which layers turn their heads by rotary positions."""
     sliding_window: int | None = Field(default=None, gt=0)
@@ -102,6 +105,8 @@ class DecoderConfig(Config):
             raise ValueError(f"heads {self.heads} is not a multiple of kv_heads {self.kv_heads}")
         if self.positions == "rotary":
             self._check_rotary()
+        elif self.rotary_sections is not None:
+            raise ValueError("rotary_sections need rotary positions")
         if self.vocab_used is not None and self.vocab_used > self.vocab_size:
             raise ValueError(f"vocab_used {self.vocab_used} exceeds vocab_size {self.vocab_size}")
         return self
@@ -113,6 +118,13 @@ class DecoderConfig(Config):
             raise ValueError(f"{name} {width} is odd, but rotary positions turn pairs of dimensions")
         if width > self.head_width:
             raise ValueError(f"rotary_width {width} exceeds head_width {self.head_width}")
+        if self.rotary_sections is not None:
+            if sum(self.rotary_sections) != width // 2 or min(self.rotary_sections) < 0:
+                raise ValueError(
+                    f"rotary_sections {self.rotary_sections} do not add up to the {width // 2} pairs of {name}"
+                )
+            if self.rope_scaling is not None and self.rope_scaling.needs_lengths:
+                raise ValueError(f"rotary_sections do not go with rope_scaling of kind {self.rope_scaling.kind!r}")
         if isinstance(self.rope_scaling, LongRotaryScaling):
             for field in ("short_factors", "long_factors"):
                 count = len(getattr(self.rope_scaling, field))
@@ -131,9 +143,10 @@ class DecoderConfig(Config):
 
     def _layer_kind(self, layer: int) -> LayerKind:
         sliding = self.sliding_window is not None and self.sliding_layers[layer % len(self.sliding_layers)]
-        rotation = Rotation(self.rotary_width or self.head_width, self.rope_theta, self.rope_scaling)
+        width, sections = self.rotary_width or self.head_width, self.rotary_sections
+        rotation = Rotation(width, self.rope_theta, self.rope_scaling, sections)
         if sliding and self.sliding_rope_theta is not None:
-            rotation = Rotation(rotation.width, self.sliding_rope_theta, None)
+            rotation = rotation._replace(theta=self.sliding_rope_theta, scaling=None)
         turned = self.positions == "rotary" and self.rotary_layers[layer % len(self.rotary_layers)]
         return LayerKind(self.sliding_window if sliding else None, rotation if turned else None)
 
@@ -234,11 +247,11 @@ class Decoder(nn.Module):
         self,
         embeddings: Float[Array, "B T D"],
         segment_ids: Int[Array, "B T"],
-        positions: Int[Array, "B T"],
+        positions: Int[Array, "B T *axes"],
         cache: KVCache | None = None,
         media: Media | None = None,
     ) -> tuple[Float[Array, "B T D"], KVCache | None]:
-        """Hidden states after the final norm.
+        """Hidden states after the final norm; `positions` are places, or for `rotary_sections` three numbers a token.
 
         Without a cache the rows are packed: tokens see the earlier tokens of their own segment. With a cache a row is
         one segment that goes on after what the cache holds; `segment_ids` then only tells tokens from the padding

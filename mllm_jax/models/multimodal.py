@@ -11,12 +11,18 @@ from pydantic import model_validator
 from data_pipelines.config_class import Config
 from data_pipelines.transforms.tiling import Size, TilingConfig, image_layout
 from mllm_jax.models.connectors.choice import ConnectorConfig, added_weights, is_merged, make_connector
+from mllm_jax.models.connectors.linear import LinearConfig
 from mllm_jax.models.connectors.mlp import MLPConfig
 from mllm_jax.models.connectors.newline import NewlineConnector
+from mllm_jax.models.connectors.pixel_shuffle import PixelShuffleConfig
 from mllm_jax.models.decoder import Decoder, DecoderConfig
 from mllm_jax.models.fused import EncoderConfig, make_encoder
 from mllm_jax.models.layers.cache import KVCache
+from mllm_jax.models.layers.grid_positions import grid_positions
 from mllm_jax.models.layers.media import Media, latest_images
+
+GRID_CONNECTORS = LinearConfig | MLPConfig | PixelShuffleConfig
+"""Connectors whose features lie in rows and columns, as the patches do that they are made of."""
 
 
 class MultimodalConfig(Config):
@@ -31,6 +37,8 @@ class MultimodalConfig(Config):
         slot_features(self)  # Raises where the encoder's patches do not suit the connector.
         if self.tiling is not None:
             tile_features(self)
+        if self.decoder.rotary_sections is not None:
+            token_grid(self)
         added = added_weights(self.connector)
         if added is not None:
             added.check_decoder(self.decoder.layers, self.decoder.experts is not None)
@@ -56,6 +64,22 @@ def tile_features(config: MultimodalConfig) -> tuple[int, int]:
             "connector that makes one of each patch, and set encoder.features.keep_class_token to false"
         )
     return rows, columns
+
+
+def token_grid(config: MultimodalConfig) -> tuple[int, int]:
+    """Rows and columns in which the tokens of one image lie, for a decoder that turns its heads by them.
+
+    Raises:
+        ValueError: they lie in none.
+    """
+    grid, connector = config.encoder.feature_grid, config.connector
+    if not isinstance(connector, GRID_CONNECTORS) or grid.extra or config.tiling is not None:
+        raise ValueError(
+            "decoder.rotary_sections need images whose tokens lie in rows and columns: take a connector of kind "
+            "linear, mlp or pixel_shuffle, no tiling, and set encoder.features.keep_class_token to false"
+        )
+    factor = connector.factor if isinstance(connector, PixelShuffleConfig) else 1
+    return grid.rows // factor, grid.columns // factor
 
 
 def image_tokens(config: MultimodalConfig, size: Size | None = None) -> int:
@@ -110,7 +134,7 @@ class Multimodal(nn.Module):
         features = self.encode_images(images, image_mask)
         media = self.media(features, image_index, segment_ids)
         embeddings = self.embed(tokens, features, image_index)
-        hidden, _ = self.decode(embeddings, segment_ids, positions, media=media)
+        hidden, _ = self.decode(embeddings, segment_ids, self.turning(positions, image_index), media=media)
         return self.logits(hidden)
 
     @jaxtyped(typechecker=beartype)
@@ -160,11 +184,18 @@ class Multimodal(nn.Module):
         return Media(image_features, latest, image_index >= 0)
 
     @jaxtyped(typechecker=beartype)
+    def turning(self, positions: Int[Array, "B T"], image_index: Int[Array, "B T"]) -> Int[Array, "B T *axes"]:
+        """The positions by which the decoder turns its heads: places in the text, or in it and in an image's grid."""
+        if self.config.decoder.rotary_sections is None:
+            return positions
+        return grid_positions(positions, image_index, token_grid(self.config))
+
+    @jaxtyped(typechecker=beartype)
     def decode(
         self,
         embeddings: Float[Array, "B T D"],
         segment_ids: Int[Array, "B T"],
-        positions: Int[Array, "B T"],
+        positions: Int[Array, "B T *axes"],
         cache: KVCache | None = None,
         media: Media | None = None,
     ) -> tuple[Float[Array, "B T D"], KVCache | None]:

@@ -1,7 +1,7 @@
-"""The vision encoder. CLIP, SigLIP and DINOv2 are values of one config."""
+"""The vision encoder. CLIP, SigLIP, DINOv2 and Qwen2-VL's are values of one config."""
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -14,11 +14,14 @@ from mllm_jax.models.connectors.features import FeatureGrid
 from mllm_jax.models.layers.activations import ActivationName
 from mllm_jax.models.layers.attention import SelfAttention
 from mllm_jax.models.layers.feed_forward import FEED_FORWARDS, FeedForwardName
+from mllm_jax.models.layers.grid_positions import grid_angles
 from mllm_jax.models.layers.initializers import named
 from mllm_jax.models.layers.norms import layer_norm
 from mllm_jax.models.layers.positions import resize_positions
 from mllm_jax.models.layers.projection import Projection
 from mllm_jax.models.layers.stack import StackConfig, run_stack
+
+Angles = tuple[Float[Array, "B T half"], Float[Array, "B T half"]]
 
 HIDDEN_AXES = ("images", "tokens", "embed_activation")
 
@@ -36,7 +39,7 @@ class FeatureConfig(Config):
 
 
 class ViTConfig(Config):
-    """A vision transformer with learned absolute positions and pre-norm blocks."""
+    """A vision transformer with pre-norm blocks."""
 
     image_size: tuple[int, int]
     """Height and width in pixels; what is left over by whole patches is cut off at the bottom and the right."""
@@ -51,6 +54,8 @@ class ViTConfig(Config):
     registers: int = Field(default=0, ge=0)
     """Extra learned tokens without a position (https://arxiv.org/abs/2309.16588); never handed on."""
     patch_bias: bool = True
+    patch_frames: int = Field(default=1, gt=0)
+    """Frames that a patch reads; an image is shown in all of them (Qwen2-VL has 2)."""
     attention_bias: bool = True
     """Whether queries, keys and values have a bias; the attention's output has one in any case."""
     feed_forward: FeedForwardName = "plain"
@@ -62,6 +67,10 @@ class ViTConfig(Config):
     layer_scale: bool = False
     """A learned factor a channel on every residual branch (DINOv2)."""
     norm_epsilon: float = Field(default=1e-6, gt=0)
+    positions: Literal["learned", "rotary"] = "learned"
+    """A table that is added to the patches, or rows and columns that turn the heads."""
+    rope_theta: float = Field(default=10000.0, gt=0)
+    """Base of the rotary frequencies."""
     position_grid: tuple[int, int] | None = None
     """Rows and columns of patches that the stored position table covers; null: the image's own. Another grid is
     resized in the forward pass (bicubic), which keeps a pretrained table exact."""
@@ -76,6 +85,8 @@ class ViTConfig(Config):
     def _consistent(self) -> "ViTConfig":
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        if self.positions == "rotary":
+            self._check_rotary()
         if min(self.image_size) < self.patch_size:
             raise ValueError(f"image_size {self.image_size} holds no patch of {self.patch_size} pixels")
         if not -self.layers - 1 <= self.features.layer <= self.layers:
@@ -85,6 +96,14 @@ class ViTConfig(Config):
         if self.features.post_norm and not self.final_norm:
             raise ValueError("features.post_norm needs final_norm")
         return self
+
+    def _check_rotary(self) -> None:
+        if self.class_token or self.registers or self.position_grid is not None:
+            raise ValueError("rotary positions are of patches alone: no class_token, registers or position_grid")
+        if (self.width // self.heads) % 4:
+            raise ValueError(
+                f"rotary positions turn two halves of a head in pairs, but heads are {self.width // self.heads} wide"
+            )
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -124,7 +143,9 @@ class EncoderBlock(nn.Module):
 
     @nn.compact
     @jaxtyped(typechecker=beartype)
-    def __call__(self, hidden: Float[Array, "B T D"], layer: Int[Array, ""]) -> tuple[Float[Array, "B T D"], None]:
+    def __call__(
+        self, hidden: Float[Array, "B T D"], layer: Int[Array, ""], angles: Angles | None
+    ) -> tuple[Float[Array, "B T D"], None]:
         config, formats = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}
         attention = SelfAttention(
             config.heads,
@@ -139,7 +160,7 @@ class EncoderBlock(nn.Module):
             config.feed_forward_width, activation=config.activation, bias=True, name="feed_forward", **formats
         )
         normed = layer_norm(config.norm_epsilon, name="attention_norm", **formats)(hidden)
-        hidden = hidden + self._scaled("attention_scale", attention(normed)[0])
+        hidden = hidden + self._scaled("attention_scale", attention(normed, angles=angles)[0])
         normed = layer_norm(config.norm_epsilon, name="feed_forward_norm", **formats)(hidden)
         hidden = hidden + self._scaled("feed_forward_scale", feed_forward(normed))
         return nn.with_logical_constraint(hidden, HIDDEN_AXES), None
@@ -164,16 +185,12 @@ class ViT(nn.Module):
         config, formats = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}
         if images.shape[1:3] != config.image_size:
             raise ValueError(f"images are {images.shape[1:3]} pixels, but the encoder takes {config.image_size}")
-        patch_embedding = Projection(
-            (config.width,), (None, None, None), ("embed",), bias=config.patch_bias, name="patch_embedding", **formats
-        )
-        hidden = patch_embedding(_patches(self._normalised(images), config.patch_size))
-        hidden = self._with_prefix_and_positions(hidden)
+        hidden = self._with_prefix_and_positions(self._embedded(images))
         if config.pre_norm:
             hidden = layer_norm(config.norm_epsilon, name="pre_norm", **formats)(hidden)
         hidden = nn.with_logical_constraint(hidden, HIDDEN_AXES)
         blocks = run_stack(self, EncoderBlock, {"config": config, **formats}, config.stack, config.executed_layers)
-        hidden = blocks(hidden)
+        hidden = blocks(hidden, self._angles(hidden.shape[0]))
         if config.features.post_norm or (config.final_norm and self.is_initializing()):
             hidden = layer_norm(config.norm_epsilon, name="post_norm", **formats)(hidden)
         features = hidden[:, config.prefix_tokens :]
@@ -181,13 +198,35 @@ class ViT(nn.Module):
             features = jnp.concatenate([hidden[:, :1], features], axis=1)
         return features
 
+    def _embedded(self, images: UInt8[Array, "B H W 3"]) -> Float[Array, "B P D"]:
+        config, formats = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        patches = _patches(self._normalised(images), config.patch_size)
+        axes: tuple[None, ...] = (None, None, None)
+        if config.patch_frames > 1:
+            patches = jnp.repeat(patches[:, :, None], config.patch_frames, axis=2)
+            axes = (None, *axes)
+        return Projection((config.width,), axes, ("embed",), config.patch_bias, name="patch_embedding", **formats)(
+            patches
+        )
+
+    def _angles(self, images: int) -> Angles | None:
+        """By which the heads of patches turn; None: they do not."""
+        config = self.config
+        if config.positions == "learned":
+            return None
+        cosine, sine = grid_angles(config.grid, config.width // config.heads, config.rope_theta)
+        shape = (images, *cosine.shape[1:])
+        return jnp.broadcast_to(cosine, shape), jnp.broadcast_to(sine, shape)
+
     def _normalised(self, images: UInt8[Array, "B H W 3"]) -> Float[Array, "B H W 3"]:
         mean, std = jnp.array(self.config.pixel_mean), jnp.array(self.config.pixel_std)
         return ((images.astype(jnp.float32) / 255.0 - mean) / std).astype(self.dtype)
 
     def _with_prefix_and_positions(self, patches: Float[Array, "B P D"]) -> Float[Array, "B T D"]:
-        """[class token, registers, patches]; the registers alone have no position."""
+        """[class token, registers, patches]; the registers alone have no position in the table."""
         config = self.config
+        if config.positions == "rotary":
+            return patches
         rows, _, width = patches.shape
         normal = nn.initializers.truncated_normal(0.02)
         along_width = named(normal, "embed")

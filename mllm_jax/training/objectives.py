@@ -91,4 +91,5 @@ def _hidden(model: Any, batch: Batch) -> Float[Array, "B T D"]:
     features = model.encode_images(batch.images, batch.image_mask)
     media = model.media(features, batch.image_index, batch.segment_ids)
     embeddings = model.embed(batch.tokens, features, batch.image_index)
-    return model.decode(embeddings, batch.segment_ids, batch.positions, media=media)[0]
+    positions = model.turning(batch.positions, batch.image_index)
+    return model.decode(embeddings, batch.segment_ids, positions, media=media)[0]

@@ -28,6 +28,8 @@ CHAT_TOKENS = (
     "<fake_token_around_image>",
     "<global-img>",
     "<end_of_utterance>",
+    "<|vision_start|>",
+    "<|vision_end|>",
 )
 LLAMA3_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"

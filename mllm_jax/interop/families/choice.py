@@ -18,10 +18,20 @@ from mllm_jax.interop.families.parts import (
     no_family,
     part_of_config,
 )
+from mllm_jax.interop.families.qwen2_vl import QWEN2_VL
 from mllm_jax.models.multimodal import MultimodalConfig
 from mllm_jax.models.parameters import ModelConfig
 
-COMPOSITE_FAMILIES: tuple[CompositeFamily, ...] = (LLAVA, LLAVA_NEXT, IDEFICS3, INTERNVL, BLIP2, IDEFICS, IDEFICS2)
+COMPOSITE_FAMILIES: tuple[CompositeFamily, ...] = (
+    LLAVA,
+    LLAVA_NEXT,
+    IDEFICS3,
+    INTERNVL,
+    BLIP2,
+    IDEFICS,
+    IDEFICS2,
+    QWEN2_VL,
+)
 """Multimodal families; a model of ours is exported as the first that it is like."""
 
 

@@ -79,6 +79,8 @@ class MultimodalFamily(Family[MultimodalConfig]):
     """What transformers takes where it does not say."""
     placeholders: tuple[str, ...] = (IMAGE_TOKEN,)
     """Names that the token has in the tokenizers of this family; the first that is there is taken."""
+    token_keys: Mapping[str, str] = field(default_factory=dict)
+    """Other keys of config.json that hold the id of a special token, and the token."""
 
     def image_token(self, config: HuggingFaceConfig) -> int:
         """The id that stands for an image, under either of the names that transformers has for it."""

@@ -143,7 +143,14 @@ def _connector(config: HuggingFaceConfig, decoder: DecoderConfig) -> GatedCrossA
 
 def _to_hugging_face(config: MultimodalConfig) -> dict[str, Any]:
     encoder, connector, decoder = tower_of(config), _gated(config), config.decoder
-    expected = {"class_token": True, "registers": 0, "patch_bias": False, "pre_norm": True, "layer_scale": False}
+    expected = {
+        "class_token": True,
+        "patch_frames": 1,
+        "registers": 0,
+        "patch_bias": False,
+        "pre_norm": True,
+        "layer_scale": False,
+    }
     require_ours("Idefics", encoder, **expected, features=_FEATURES)
     without_bias = {"attention_bias": False, "feed_forward_bias": False}
     require_ours("Idefics", decoder, kv_heads=decoder.heads, head_width=decoder.width // decoder.heads, **without_bias)

@@ -63,12 +63,16 @@ def idefics3(decoder: Family[DecoderConfig]) -> MultimodalFamily:
 
 def _factor(config: MultimodalConfig) -> int:
     connector = config.connector
-    if not isinstance(connector, PixelShuffleConfig) or connector.depth != 1 or connector.bias or connector.norm:
+    if not isinstance(connector, PixelShuffleConfig) or connector.depth != 1 or connector.bias or _normed(connector):
         raise FamilyError(
             "Idefics3 models have a connector of kind 'pixel_shuffle' with depth 1 and neither bias nor norm, but this "
             "one has another."
         )
     return connector.factor
+
+
+def _normed(connector: PixelShuffleConfig) -> bool:
+    return connector.norm or connector.patch_norm
 
 
 def _image_transform(preprocessor: Mapping[str, Any]) -> ImageTransformConfig | None:

@@ -48,6 +48,8 @@ USUAL: dict[str, Any] = {
         "class_token",
         "registers",
         "patch_bias",
+        "patch_frames",
+        "positions",
         "attention_bias",
         "feed_forward",
         "pre_norm",

@@ -22,15 +22,23 @@ class LayersConfig(Config):
 
 
 def linear_layers(
-    config: LayersConfig, features: Float[Array, "B P E"], width: int, dtype: Any, param_dtype: Any
+    config: LayersConfig,
+    features: Float[Array, "B P E"],
+    width: int,
+    dtype: Any,
+    param_dtype: Any,
+    inner_width: int | None = None,
 ) -> Float[Array, "B P D"]:
-    """Maps every feature to `width`; must be called in a compact method, makes `layers_0`, `layers_1`, ..."""
+    """Maps every feature to `width`; must be called in a compact method, makes `layers_0`, `layers_1`, ...
+
+    What layers hand to each other is `inner_width` wide, or `width` where that is None.
+    """
     hidden = features
     for index in range(config.depth):
         if index:
             hidden = ACTIVATIONS[config.activation](hidden)
         hidden = Projection(
-            (width,),
+            (width if index == config.depth - 1 else inner_width or width,),
             KERNEL_AXES[index % 2],
             KERNEL_AXES[(index + 1) % 2],
             bias=config.bias,

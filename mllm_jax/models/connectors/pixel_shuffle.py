@@ -1,4 +1,4 @@
-"""Neighbouring patches become one wider feature, then linear layers: Idefics3, SmolVLM, nanoVLM, InternVL."""
+"""Neighbouring patches become one wider feature, then linear layers: Idefics3, SmolVLM, nanoVLM, InternVL, Qwen2-VL."""
 
 from typing import Any, Literal
 
@@ -14,13 +14,18 @@ from mllm_jax.models.layers.norms import layer_norm
 
 
 class PixelShuffleConfig(LayersConfig):
-    """Idefics3, SmolVLM and nanoVLM: `depth: 1, bias: false`; InternVL: `depth: 2, norm: true`."""
+    """Idefics3, SmolVLM and nanoVLM: `depth: 1, bias: false`; InternVL: `depth: 2, norm: true`; Qwen2-VL: `depth: 2,
+    patch_norm: true, inner: features`."""
 
     kind: Literal["pixel_shuffle"] = "pixel_shuffle"
     factor: int = Field(default=2, ge=1)
     """Side of the square of patches that become one feature; it divides the encoder's rows and columns of patches."""
     norm: bool = False
     """LayerNorm of the widened features, before the linear layers."""
+    patch_norm: bool = False
+    """LayerNorm of every patch, before it is joined with its neighbours."""
+    inner: Literal["decoder", "features"] = "decoder"
+    """What layers hand to each other is as wide as the decoder, or as the widened features."""
     norm_epsilon: float = Field(default=1e-5, gt=0)
 
     def tokens(self, grid: FeatureGrid) -> int:
@@ -59,7 +64,10 @@ class PixelShuffleConnector(nn.Module):
     @jaxtyped(typechecker=beartype)
     def __call__(self, features: Float[Array, "B P E"]) -> Float[Array, "B Q D"]:
         config, formats = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        if config.patch_norm:
+            features = layer_norm(config.norm_epsilon, name="patch_norm", **formats)(features)
         wide = as_sequence(shuffle(as_grid(features, self.grid), config.factor))
         if config.norm:
             wide = layer_norm(config.norm_epsilon, name="norm", **formats)(wide)
-        return linear_layers(config, wide, self.width, **formats)
+        inner_width = wide.shape[-1] if config.inner == "features" else None
+        return linear_layers(config, wide, self.width, **formats, inner_width=inner_width)

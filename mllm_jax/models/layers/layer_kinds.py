@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from mllm_jax.models.layers.cache import KVCache, next_slots
+from mllm_jax.models.layers.grid_positions import along_sections
 from mllm_jax.models.layers.masks import cached_mask, packed_mask
 from mllm_jax.models.layers.prefix import Prefix, Prefixes
 from mllm_jax.models.layers.rotary import rotary_angles, rotary_frequencies, segment_lengths
@@ -25,6 +26,8 @@ class Rotation(NamedTuple):
     """Dimensions of a head that are turned."""
     theta: float
     scaling: RotaryScaling | None
+    sections: tuple[int, ...] | None = None
+    """Pairs of dimensions that turn by the position in time, in rows and in columns; None: all turn by the place."""
 
 
 class LayerKind(NamedTuple):
@@ -64,7 +67,7 @@ class Views(NamedTuple):
 def make_views(
     kinds: tuple[LayerKind, ...],
     segment_ids: Int[Array, "B T"],
-    positions: Int[Array, "B T"],
+    positions: Int[Array, "B T *axes"],
     cache: KVCache | None,
 ) -> Views:
     """Views of packed rows (no cache) or of tokens that follow those of a cache; `kinds` has one entry a layer."""
@@ -86,11 +89,12 @@ def make_views(
 
 
 def _angles(
-    rotation: Rotation | None, width: int, segment_ids: Int[Array, "B T"], positions: Int[Array, "B T"]
+    rotation: Rotation | None, width: int, segment_ids: Int[Array, "B T"], positions: Int[Array, "B T *axes"]
 ) -> Angles:
     if rotation is None:
-        return rotary_angles(positions, jnp.zeros(width // 2))
+        return rotary_angles(segment_ids, jnp.zeros(width // 2))
     scaling = rotation.scaling
     lengths = segment_lengths(segment_ids, positions) if scaling is not None and scaling.needs_lengths else None
     frequencies = rotary_frequencies(rotation.width, rotation.theta, scaling, lengths)
-    return rotary_angles(positions, frequencies, 1.0 if scaling is None else scaling.magnitude)
+    turning = along_sections(positions, rotation.sections)
+    return rotary_angles(turning, frequencies, 1.0 if scaling is None else scaling.magnitude)

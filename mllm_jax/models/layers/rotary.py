@@ -32,10 +32,13 @@ def segment_lengths(segment_ids: Int[Array, "B T"], positions: Int[Array, "B T"]
 
 
 def rotary_angles(
-    positions: Int[Array, "B T"], frequencies: Float[Array, "*tokens half"], magnitude: float = 1.0
+    positions: Int[Array, "B T"] | Int[Array, "B T half"],
+    frequencies: Float[Array, "*tokens half"],
+    magnitude: float = 1.0,
 ) -> tuple[Float[Array, "B T half"], Float[Array, "B T half"]]:
-    """Cosine and sine of every position's angles times `magnitude`, float32."""
-    angles = positions.astype(jnp.float32)[..., None] * frequencies
+    """Cosine and sine of every position's angles times `magnitude`, float32; pairs may have positions of their own."""
+    own = positions if positions.ndim == 3 else positions[..., None]
+    angles = own.astype(jnp.float32) * frequencies
     return jnp.cos(angles) * magnitude, jnp.sin(angles) * magnitude
 
 
