@@ -35,7 +35,7 @@ PIXELS = np.zeros((224, 224, 3), np.uint8)
 
 def render(record: Record) -> RenderedRecord:
     images = tuple(part for part in record.turns[0].parts if isinstance(part, ImagePart))
-    return RenderedRecord(record.key, TOKENS, SUPERVISED, (1,), images)
+    return RenderedRecord(record.key, TOKENS, SUPERVISED, SUPERVISED, (1,), images)
 
 
 def read_ours(shards: str) -> int:

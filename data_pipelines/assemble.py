@@ -34,6 +34,7 @@ def empty_batch(rows: int, row_length: int, images_per_row: int, image_size: tup
         images=np.zeros((rows, images_per_row, *image_size, 3), np.uint8),
         image_mask=np.zeros((rows, images_per_row), np.bool_),
         image_index=np.full(tokens, -1, np.int32),
+        answer_mask=np.zeros(tokens, np.bool_),
     )
 
 
@@ -56,6 +57,7 @@ def place_row(batch: Batch, index: int, row: tuple[Segment, ...], image_tokens: 
         batch.loss_weights[index, start : stop - 1] = rendered.supervised[1:]
         batch.segment_ids[index, start:stop] = number
         batch.positions[index, start:stop] = np.arange(length, dtype=np.int32)
+        batch.answer_mask[index, start:stop] = rendered.in_answer
         placed.append(Placed(rendered, index, start, slot))
         layouts = rendered.layouts or (whole_slot,) * len(rendered.images)
         for image_start, layout in zip(rendered.image_starts, layouts, strict=True):
@@ -74,6 +76,7 @@ def erase(batch: Batch, placed: Placed) -> None:
     slots = (placed.row, slice(placed.first_slot, placed.first_slot + placed.rendered.slots))
     for array in (batch.tokens, batch.targets, batch.loss_weights, batch.segment_ids, batch.positions):
         array[tokens] = 0
+    batch.answer_mask[tokens] = False
     batch.image_index[tokens] = -1
     batch.images[slots] = 0
     batch.image_mask[slots] = False

@@ -32,3 +32,6 @@ class Batch(NamedTuple):
     image_index: Array
     """i32[B, T]; slot * I + feature for an image position, where a slot makes I features; N * I for the newline at the
     end of a row of tiles; else -1."""
+    answer_mask: Array
+    """bool[B, T]; which tokens belong to an answer or its end of turn, learned or not. A decoder with prefix attention
+    reads what stands before an answer, back to the answer before it, in both directions, and answers causally."""

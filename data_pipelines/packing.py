@@ -137,7 +137,12 @@ def fit(
         images_end = rendered.image_starts[-1] + last_image if rendered.image_starts else 0
         if overlong == "drop" or images_end > row_length or not rendered.supervised[1:row_length].any():
             return Skip("too_long", rendered.key, f"{length} tokens where a row has {row_length}")
-        rendered = replace(rendered, tokens=rendered.tokens[:row_length], supervised=rendered.supervised[:row_length])
+        rendered = replace(
+            rendered,
+            tokens=rendered.tokens[:row_length],
+            supervised=rendered.supervised[:row_length],
+            in_answer=rendered.in_answer[:row_length],
+        )
     if not rendered.supervised[1:].any():
         return Skip("nothing_supervised", rendered.key, "no token that the loss would cover")
     return rendered

@@ -58,6 +58,8 @@ class RenderedRecord:
     """i32[n]; at image positions the tokenizer's image token."""
     supervised: np.ndarray
     """bool[n]; whether the loss covers *predicting* this token."""
+    in_answer: np.ndarray
+    """bool[n]; whether the token belongs to an assistant's content or its end of turn, learned or not."""
     image_starts: tuple[int, ...]
     """For each image, the index in `tokens` where its run of image placeholder tokens begins; ascending."""
     images: tuple[ImagePart, ...]

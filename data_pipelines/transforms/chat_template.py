@@ -27,6 +27,8 @@ class _Span:
     """Whether the text is the template's or the system's, which gets a space where it follows the start token."""
     opens_answer: bool = False
     """Whether an assistant's content begins here, so that a prompt may end before it."""
+    in_answer: bool = False
+    """Whether it belongs to an assistant's content or its end of turn."""
     of_image: bool = False
     """Whether it is an image or stands around one, so that it is never learned."""
 
@@ -76,7 +78,7 @@ def required_tokens(template: ChatTemplate, tokenizer: Tokenizer) -> tuple[str, 
     formats = [template.user, *([template.system] if template.system else [])]
     pieces = [*template.start, *answer.before, *answer.end, *answer.after]
     pieces += [*template.image.before, *template.image.after]
-    pieces += [piece for turn in formats for piece in (*turn.before, *turn.after)]
+    pieces += [piece for turn in formats for piece in (*turn.before, *turn.after_images, *turn.after)]
     names = [_name(piece, tokenizer) for piece in pieces if isinstance(piece, Special)]
     return tuple(dict.fromkeys([tokenizer.image_token, *(name for name in names if name is not None)]))
 
@@ -124,7 +126,10 @@ def _user(turn: Turn, template: ChatTemplate) -> Iterator[_Span]:
     contents = list(_contents(turn.parts, template, images_only=template.user.images_only))
     if contents and not contents[0].of_image and template.user.lead:
         yield _Span(template.user.lead)
-    yield from contents
+    images_end = max((index for index, span in enumerate(contents, start=1) if span.of_image), default=0)
+    yield from contents[:images_end]
+    yield from (_Span(piece) for piece in template.user.after_images)
+    yield from contents[images_end:]
 
 
 def _answer(turn: Turn, template: ChatTemplate) -> Iterator[_Span]:
@@ -133,7 +138,8 @@ def _answer(turn: Turn, template: ChatTemplate) -> Iterator[_Span]:
     contents = list(_contents(turn.parts, template, images_only=False))
     texts = [_Span(answer.lead), *contents, _Span(answer.tail)] if contents else []
     for index, span in enumerate(span for span in (*texts, *(_Span(piece) for piece in answer.end)) if span.value):
-        yield replace(span, supervised=turn.learn and not span.of_image, opens_answer=index == 0)
+        learned = turn.learn and not span.of_image
+        yield replace(span, supervised=learned, opens_answer=index == 0, in_answer=True)
     yield from _literals(answer.after)
 
 
@@ -177,23 +183,25 @@ def _with_starts(spans: Sequence[_Span], tokenizer: Tokenizer) -> Iterator[tuple
 def _assemble(key: str, spans: Sequence[_Span], tokenizer: Tokenizer, image_tokens: int | LayoutOf) -> RenderedRecord:
     tokens: list[int] = []
     supervised: list[bool] = []
+    in_answer: list[bool] = []
     image_starts: list[int] = []
     layouts: list[ImageLayout] = []
     run: list[_Span] = []
     run_starts = False
 
-    def add(ids: Sequence[int], learned: bool) -> None:
+    def add(ids: Sequence[int], span: _Span) -> None:
         tokens.extend(ids)
-        supervised.extend([learned] * len(ids))
+        supervised.extend([span.supervised] * len(ids))
+        in_answer.extend([span.in_answer] * len(ids))
 
     def finish_run() -> None:
         texts = _joined(run)
         try:
-            encoded = tokenizer.encode_spans([text for text, _ in texts], start=run_starts)
+            encoded = tokenizer.encode_spans([str(span.value) for span in texts], start=run_starts)
         except TokenBoundaryError as error:
             raise RenderError("token_boundary", str(error)) from error
-        for (_, learned), ids in zip(texts, encoded, strict=True):
-            add(ids, learned)
+        for span, ids in zip(texts, encoded, strict=True):
+            add(ids, span)
         run.clear()
 
     for span, starts in _with_starts(spans, tokenizer):
@@ -207,24 +215,24 @@ def _assemble(key: str, spans: Sequence[_Span], tokenizer: Tokenizer, image_toke
             if callable(image_tokens):
                 layouts.append(image_tokens(span.value))
             count = len(layouts[-1].index) if callable(image_tokens) else image_tokens
-            add([tokenizer.image_id] * count, False)
+            add([tokenizer.image_id] * count, span)
         else:
-            add([_special_id(span.value, tokenizer)], span.supervised)
+            add([_special_id(span.value, tokenizer)], span)
     finish_run()
     images = tuple(span.value for span in spans if isinstance(span.value, ImagePart))
-    arrays = np.array(tokens, np.int32), np.array(supervised, bool)
+    arrays = np.array(tokens, np.int32), np.array(supervised, bool), np.array(in_answer, bool)
     return RenderedRecord(key, *arrays, tuple(image_starts), images, tuple(layouts))
 
 
-def _joined(run: Sequence[_Span]) -> list[tuple[str, bool]]:
-    """Neighbouring texts, joined as far as they are supervised alike."""
-    texts: list[tuple[str, bool]] = []
+def _joined(run: Sequence[_Span]) -> list[_Span]:
+    """Neighbouring texts, joined as far as they are marked alike."""
+    texts: list[_Span] = []
     for span in run:
-        assert isinstance(span.value, str)
-        if texts and texts[-1][1] == span.supervised and not span.opens_answer:
-            texts[-1] = (texts[-1][0] + span.value, span.supervised)
+        alike = texts and (texts[-1].supervised, texts[-1].in_answer) == (span.supervised, span.in_answer)
+        if alike and not span.opens_answer:
+            texts[-1] = replace(texts[-1], value=f"{texts[-1].value}{span.value}")
         else:
-            texts.append((span.value, span.supervised))
+            texts.append(span)
     return texts
 
 

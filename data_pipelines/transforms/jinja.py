@@ -7,7 +7,7 @@ contents may be strings, in which `<image>` marks an image, or lists of `{"type"
 from collections.abc import Sequence
 
 from data_pipelines.tokenizer import IMAGE_TOKEN, Tokenizer
-from data_pipelines.transforms.templates import ChatTemplate, ImageFormat, Piece, Special
+from data_pipelines.transforms.templates import AnswerFormat, ChatTemplate, ImageFormat, Piece, Special, TurnFormat
 
 # A list's parts are stripped and joined, as `render` does; a string only loses its surrounding white space.
 CONTENT_MACRO = (
@@ -47,10 +47,6 @@ def jinja(template: ChatTemplate, tokenizer: Tokenizer, image_tokens: int = 1) -
     write = _Writer(tokenizer)
     system = _system(template, write)
     in_user = "{% if loop.first %}" + system + "{% endif %}" if template.system_in_user else ""
-    user_content = "{{ images(message) }}" if template.user.images_only else "{{ content(message) }}"
-    if template.user.lead:
-        lead = "{% if text and not text.startswith(image) %}" + write((template.user.lead,)) + "{% endif %}"
-        user_content = "{% set text = " + user_content[3:-3] + " %}" + lead + "{{ text }}"
     answer = template.assistant
     before, moved = _moved_space(answer.before, tokenizer)
     return "".join(
@@ -68,7 +64,7 @@ def jinja(template: ChatTemplate, tokenizer: Tokenizer, image_tokens: int = 1) -
             write(template.start, text_follows=_opens_with_text(template)),
             "" if template.system_in_user else system,
             "{% for message in turns %}{% if message['role'] == 'user' %}",
-            write(template.user.before) + in_user + user_content + write(template.user.after),
+            write(template.user.before) + in_user + _user_content(template.user, write) + write(template.user.after),
             "{% elif message['role'] == 'assistant' %}",
             write(before) + "{% set text = content(message) %}",
             "{% generation %}{% if text %}" + write((moved, answer.lead)) + "{{ text }}" + write((answer.tail,)),
@@ -94,6 +90,17 @@ def _macros(around: ImageFormat) -> str:
             for macro in (content, images)
         )
     return lead + content + images
+
+
+def question_jinja(template: ChatTemplate, tokenizer: Tokenizer) -> str:
+    """The Jinja text for a processor that itself writes all but the content of a conversation's only question.
+
+    It raises for conversations of more turns, which such a processor cannot write.
+    """
+    bare = template.model_copy(update={"user": TurnFormat(), "assistant": AnswerFormat()})
+    roles = "messages | rejectattr('role', 'equalto', 'system') | map(attribute='role') | list"
+    error = "{{ raise_exception('This model is asked one question at a time: expected one user turn.') }}"
+    return "{% if " + roles + " != ['user'] %}" + error + "{% endif %}" + jinja(bare, tokenizer)
 
 
 class _Writer:
@@ -127,6 +134,26 @@ def _image(template: ChatTemplate, tokenizer: Tokenizer, image_tokens: int) -> s
     )
     token = "mark" if tokenizer.image_token == IMAGE_TOKEN else _literal(tokenizer.image_token)
     return " + ".join([*before, f"{token} * {image_tokens}", *after])
+
+
+def _user_content(user: TurnFormat, write: _Writer) -> str:
+    text = "images(message)" if user.images_only else "content(message)"
+    if not (user.lead or user.after_images):
+        return "{{ " + text + " }}"
+    written = "{% set text = " + text + " %}"
+    if user.lead:
+        written += "{% if text and not text.startswith(image) %}" + write((user.lead,)) + "{% endif %}"
+    if not user.after_images:
+        return written + "{{ text }}"
+    behind = write(user.after_images)
+    return (
+        written
+        + "{% if image in text %}{% set around = text.rsplit(image, 1) %}{{ around[0] + image }}"
+        + behind
+        + "{{ around[1] }}{% else %}"
+        + behind
+        + "{{ text }}{% endif %}"
+    )
 
 
 def _system(template: ChatTemplate, write: _Writer) -> str:

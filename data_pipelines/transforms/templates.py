@@ -44,6 +44,8 @@ class TurnFormat(Config):
     before: tuple[Piece, ...] = ()
     lead: str = ""
     """Text that opens a content whose first part is text."""
+    after_images: tuple[Piece, ...] = ()
+    """What stands behind the last image of a user's content, or before a content without one."""
     after: tuple[Piece, ...] = ()
     images_only: bool = False
     """Whether the turn's text is left out."""
@@ -187,7 +189,59 @@ IDEFICS2 = IDEFICS3.model_copy(update={"name": "idefics2", "start": (BOS,), "ima
 
 SMOLVLM = IDEFICS3.model_copy(update={"name": "smolvlm", "start": (IM_START,)})
 
+GEMMA_END = Special(token="<end_of_turn>")
+
+
+def _gemma_turn(role: str) -> tuple[Special, str]:
+    return (Special(token="<start_of_turn>"), f"{role}\n")
+
+
+GEMMA = ChatTemplate(
+    name="gemma",
+    start=(BOS,),
+    system=TurnFormat(after=("\n\n",)),
+    system_in_user=True,
+    user=TurnFormat(before=_gemma_turn("user"), after=(GEMMA_END, "\n")),
+    assistant=AnswerFormat(before=_gemma_turn("model"), end=(GEMMA_END,), after=("\n",)),
+)
+
+PALIGEMMA = ChatTemplate(
+    name="paligemma",
+    user=TurnFormat(after_images=(Special(token="<bos>"),)),
+    assistant=AnswerFormat(before=("\n",), end=(EOS,)),
+    separator="",
+)
+"""PaliGemma's: the images, the start token, the question and a newline; made for one question and its answer."""
+
+PHI3_END = Special(token="<|end|>")
+
+
+def _phi3_turn(role: str) -> TurnFormat:
+    return TurnFormat(before=(Special(token=f"<|{role}|>"), "\n"), after=(PHI3_END, "\n"))
+
+
+PHI3 = ChatTemplate(
+    name="phi3",
+    start=(BOS,),
+    system=_phi3_turn("system"),
+    user=_phi3_turn("user"),
+    assistant=AnswerFormat(before=(Special(token="<|assistant|>"), "\n"), end=(PHI3_END,), after=("\n",)),
+)
+
+MISTRAL = ChatTemplate(
+    name="mistral",
+    start=(BOS,),
+    system=TurnFormat(after=("\n\n",)),
+    system_in_user=True,
+    user=TurnFormat(before=("[INST] ",), after=(" [/INST]",)),
+    assistant=AnswerFormat(lead=" ", end=(EOS,)),
+)
+"""Mistral 7B Instruct's up to v0.2, for tokenizers that read [INST] as text."""
+
 TEMPLATES: dict[str, ChatTemplate] = {
     template.name: template
-    for template in (PLAIN, VICUNA_V1, LLAMA2, LLAMA3, CHATML, INTERNVL, IDEFICS2, IDEFICS3, SMOLVLM, QWEN2_VL)
+    for template in (
+        *(PLAIN, VICUNA_V1, LLAMA2, LLAMA3, CHATML, INTERNVL, IDEFICS2, IDEFICS3, SMOLVLM, QWEN2_VL),
+        *(GEMMA, PALIGEMMA, PHI3, MISTRAL),
+    )
 }

@@ -154,7 +154,8 @@ def _ready(
         rendered = answerer.rendered(item.answered())
         for content in (item.kind.encode(), item.text.encode(), item.reference.encode(), *contents.values()):
             digest(hashlib.sha256(content).digest())
-        yield _Ready(item, prompt, replace(prompt, tokens=rendered.tokens), rendered.supervised)
+        answered = replace(prompt, tokens=rendered.tokens, in_answer=rendered.in_answer)
+        yield _Ready(item, prompt, answered, rendered.supervised)
 
 
 def _ask(answerer: Answerer, group: Sequence[_Ready], config: EvaluationConfig) -> Iterator[Asked]:

@@ -46,7 +46,7 @@ def _row_losses(
     decoder, decoder_parameters = decoder_of(model, parameters)
     apply = applied(decoder, decoder_parameters)
     embeddings, positions, media = embed_prompts(model, parameters, batch)
-    hidden, _ = apply(embeddings, batch.segment_ids, positions, media=media)
+    hidden, _ = apply(embeddings, batch.segment_ids, positions, media=media, answer_mask=batch.answer_mask)
     log_probabilities = jax.nn.log_softmax(apply(hidden[:, :-1], method="logits"), axis=-1)
     of_targets = jnp.take_along_axis(log_probabilities, batch.tokens[:, 1:, None], axis=-1)[..., 0]
     return -jnp.sum(jnp.where(supervised[:, 1:], of_targets, 0.0), axis=-1)

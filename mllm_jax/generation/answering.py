@@ -91,7 +91,7 @@ class Answerer:
         layouts = rendered.layouts or (None,) * len(rendered.images)
         contents = map(read or self._read, rendered.images)
         images = tuple(self._decoded(data, layout) for data, layout in zip(contents, layouts, strict=True))
-        return Prompt(rendered.tokens, rendered.image_starts, images, rendered.layouts)
+        return Prompt(rendered.tokens, rendered.image_starts, images, rendered.layouts, rendered.in_answer)
 
     def rendered(self, record: Record) -> RenderedRecord:
         """Render a whole conversation, with what is supervised of it."""

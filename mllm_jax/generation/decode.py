@@ -182,7 +182,7 @@ def _prefill(
     apply = applied(decoder, decoder_parameters)
     cache = make_cache(decoder.config, len(lengths), capacity, decoder.dtype)
     embeddings, positions, media = embed_prompts(model, parameters, batch)
-    hidden, cache = apply(embeddings, batch.segment_ids, positions, cache, media)
+    hidden, cache = apply(embeddings, batch.segment_ids, positions, cache, media, batch.answer_mask)
     if media is not None:
         media = media.after(jnp.take_along_axis(media.latest, (lengths - 1)[:, None], axis=1)[:, 0])
     ahead = lengths - 1 - positions[jnp.arange(len(lengths)), lengths - 1].reshape(len(lengths), -1).max(axis=-1)
@@ -206,5 +206,7 @@ def _step(
     apply = applied(decoder, parameters)
     fed = tokens[:, None]
     positions = (cache.lengths - ahead)[:, None]
-    hidden, cache = apply(apply(fed, method="embed"), jnp.ones_like(fed), positions, cache, media)
+    hidden, cache = apply(
+        apply(fed, method="embed"), jnp.ones_like(fed), positions, cache, media, jnp.ones_like(fed, bool)
+    )
     return sample(apply(hidden, method="logits")[:, 0], jax.random.fold_in(key, index), sampling), cache

@@ -30,6 +30,8 @@ class Prompt:
     """u8[H, W, 3] for each image, already at the encoder's size, or u8[S, H, W, 3] for one cut into tiles."""
     layouts: tuple[ImageLayout, ...] = ()
     """How each image is laid out; empty where every image takes one slot."""
+    in_answer: np.ndarray | None = None
+    """bool[n]; as in `RenderedRecord`, of the answers that the prompt quotes; None: it quotes none."""
 
     @property
     def slots(self) -> int:
@@ -68,6 +70,7 @@ def pad_prompts(prompts: Sequence[Prompt], image_tokens: int, image_size: tuple[
     tokens = np.zeros((rows, tokens_per_row), np.int32)
     segment_ids = np.zeros((rows, tokens_per_row), np.int32)
     image_index = np.full((rows, tokens_per_row), -1, np.int32)
+    answer_mask = np.zeros((rows, tokens_per_row), bool)
     images = np.zeros((rows, slots, *image_size, 3), np.uint8)
     image_mask = np.zeros((rows, slots), bool)
     lengths = np.ones(rows, np.int32)
@@ -75,6 +78,8 @@ def pad_prompts(prompts: Sequence[Prompt], image_tokens: int, image_size: tuple[
         lengths[row] = length = len(prompt.tokens)
         tokens[row, :length] = prompt.tokens
         segment_ids[row, :length] = 1
+        if prompt.in_answer is not None:
+            answer_mask[row, :length] = prompt.in_answer
         slot = 0
         layouts = prompt.layouts or (whole_slot,) * len(prompt.images)
         for start, image, layout in zip(prompt.image_starts, prompt.images, layouts, strict=True):
@@ -92,5 +97,6 @@ def pad_prompts(prompts: Sequence[Prompt], image_tokens: int, image_size: tuple[
         images=images,
         image_mask=image_mask,
         image_index=image_index,
+        answer_mask=answer_mask,
     )
     return PaddedPrompts(batch, lengths)

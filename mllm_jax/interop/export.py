@@ -10,8 +10,8 @@ import numpy as np
 from data_pipelines.tokenizer import Tokenizer
 from data_pipelines.transforms.chat_template import stop_ids
 from data_pipelines.transforms.image import processor_config
-from data_pipelines.transforms.jinja import jinja
-from data_pipelines.transforms.templates import ImageFormat
+from data_pipelines.transforms.jinja import jinja, question_jinja
+from data_pipelines.transforms.templates import ChatTemplate, ImageFormat, Special
 from mllm_jax.interop.equivalents import exportable
 from mllm_jax.interop.families.composite import MultimodalFamily
 from mllm_jax.interop.families.family import Family
@@ -84,6 +84,9 @@ def _written_template(loaded: LoadedModel, tokenizer: Tokenizer, family: Family[
     if template is None or not isinstance(family, MultimodalFamily):
         return None if template is None else jinja(template, tokenizer)
     processor = family.processor
+    if processor.template is not None:
+        _require_template(family.name, template, processor.template, tokenizer)
+        return question_jinja(template, tokenizer)
     if processor.surrounds is not None:
         if template.image != processor.surrounds:
             raise ValueError(
@@ -94,6 +97,22 @@ def _written_template(loaded: LoadedModel, tokenizer: Tokenizer, family: Family[
         template = template.model_copy(update={"image": template.image.bare})
     assert isinstance(loaded.config, MultimodalConfig)
     return jinja(template, tokenizer, 1 if processor.expands_images else image_tokens(loaded.config))
+
+
+def _require_template(family: str, found: ChatTemplate, expected: ChatTemplate, tokenizer: Tokenizer) -> None:
+    """Checks that a processor which writes prompts by itself writes those that the model was trained with."""
+    if found != expected:
+        raise ValueError(
+            f"transformers' processor of {family} writes prompts of the chat template {expected.name!r} by itself, but "
+            f"the model's chat template is {found.name!r}; train with {expected.name!r}."
+        )
+    behind = [piece.token for piece in expected.user.after_images if isinstance(piece, Special)]
+    if behind != [tokenizer.bos_token]:
+        raise ValueError(
+            f"transformers' processor of {family} writes the tokenizer's start token behind images, which is "
+            f"{tokenizer.bos_token!r}, but the chat template {expected.name!r} has {behind[0]!r}; take a tokenizer whose "
+            "start token it is."
+        )
 
 
 def _spelled(around: ImageFormat) -> str:

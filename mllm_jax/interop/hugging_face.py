@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.tokenizer import Tokenizer, load_tokenizer
+from data_pipelines.transforms.templates import ChatTemplate
 from mllm_jax.interop.description import ModelDescription
 from mllm_jax.interop.families.choice import family_of_folder
 from mllm_jax.interop.families.composite import MultimodalFamily, tower_of
@@ -69,7 +70,7 @@ def read_folder(folder: Path) -> HuggingFaceFolder:
     transform = whole.processor.image_transform if whole else image_transform
     description = ModelDescription(
         model=model,
-        chat_template=chat_template(folder, tokenizer) if tokenizer else None,
+        chat_template=_chat_template(folder, whole, tokenizer) if tokenizer else None,
         image_transform=None if isinstance(model, DecoderConfig) else transform(preprocessor),
     )
     return HuggingFaceFolder(folder, family, description, tokenizer)
@@ -113,6 +114,11 @@ def _image_tokenizer(folder: Path, family: MultimodalFamily, config: dict[str, A
             f"that the image token is {expected}."
         )
     return tokenizer
+
+
+def _chat_template(folder: Path, family: MultimodalFamily | None, tokenizer: Tokenizer) -> ChatTemplate | None:
+    only = family.processor.template if family else None
+    return only or chat_template(folder, tokenizer)
 
 
 def _text_tokenizer(folder: Path, model: ModelConfig) -> Tokenizer | None:

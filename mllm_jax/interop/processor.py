@@ -11,11 +11,14 @@ from data_pipelines.transforms.image import RESAMPLING, ImageTransformConfig, me
 from data_pipelines.transforms.jinja import jinja
 from data_pipelines.transforms.templates import (
     CHATML,
+    GEMMA,
     IDEFICS2,
     IDEFICS3,
     INTERNVL,
     LLAMA2,
     LLAMA3,
+    MISTRAL,
+    PHI3,
     QWEN2_VL,
     SMOLVLM,
     TEMPLATES,
@@ -33,7 +36,10 @@ MARKS: tuple[tuple[tuple[str, ...], ChatTemplate], ...] = (
     (("<|vision_start|>",), QWEN2_VL),
     (("<|im_start|>",), CHATML),
     (("<|start_header_id|>",), LLAMA3),
-    (("[INST]",), LLAMA2),
+    (("<start_of_turn>",), GEMMA),
+    (("<|end|>", "<|user|>"), PHI3),
+    (("[INST]", "<<SYS>>"), LLAMA2),
+    (("[INST]", " [/INST]"), MISTRAL),
     (("USER:",), VICUNA_V1),
 )
 """Texts in a foreign Jinja template by which its family is known; the first whose texts are all there."""

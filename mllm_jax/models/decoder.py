@@ -7,7 +7,7 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax.numpy as jnp
 from beartype import beartype
-from jaxtyping import Array, Float, Float32, Int, jaxtyped
+from jaxtyping import Array, Bool, Float, Float32, Int, jaxtyped
 from pydantic import Field, model_validator
 
 from data_pipelines.config_class import Config
@@ -21,6 +21,7 @@ from mllm_jax.models.layers.experts import Experts, ExpertsConfig
 from mllm_jax.models.layers.feed_forward import FEED_FORWARDS, FeedForwardName
 from mllm_jax.models.layers.interleaved import Blocks, Interleaving, run_interleaved
 from mllm_jax.models.layers.layer_kinds import LayerKind, Rotation, Views, make_views
+from mllm_jax.models.layers.masks import prompt_blocks
 from mllm_jax.models.layers.media import Media, where_image
 from mllm_jax.models.layers.norms import NORMS, NormName
 from mllm_jax.models.layers.prefix import Prefixes, PrefixTable
@@ -74,6 +75,9 @@ class DecoderConfig(Config):
     rotary_sections: tuple[int, int, int] | None = None
     """Pairs of a head's dimensions, from the first, that turn by a token's position in time, in rows and in columns;
     an image's tokens keep its grid (Qwen2-VL). null: all turn by its place in the text."""
+    attention: Literal["causal", "prefix"] = "causal"
+    """prefix: what stands before an answer, back to the answer before it or the beginning, is seen in both directions;
+    answers stay causal (PaliGemma)."""
     rotary_layers: tuple[bool, ...] = Field(default=(True,), min_length=1)
     """Which layers turn their heads by rotary positions."""
     sliding_window: int | None = Field(default=None, gt=0)
@@ -250,21 +254,34 @@ class Decoder(nn.Module):
         positions: Int[Array, "B T *axes"],
         cache: KVCache | None = None,
         media: Media | None = None,
+        answer_mask: Bool[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], KVCache | None]:
         """Hidden states after the final norm; `positions` are places, or for `rotary_sections` three numbers a token.
 
         Without a cache the rows are packed: tokens see the earlier tokens of their own segment. With a cache a row is
         one segment that goes on after what the cache holds; `segment_ids` then only tells tokens from the padding
         (0) at their right end, and the cache returned holds the new tokens too.
+
+        `answer_mask` (as in `Batch`) is what prefix attention asks for; what stands between two answers must then be
+        given to a cache at once, because its tokens see one another.
         """
         config, formats = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}
         if config.positions == "learned":
             embeddings = self.position_embedding(embeddings, positions)
-        views = make_views(config.layer_kinds, segment_ids, positions, cache)
+        views = make_views(config.layer_kinds, segment_ids, positions, cache, self._blocks(segment_ids, answer_mask))
         hidden = nn.with_logical_constraint(embeddings.astype(self.dtype), HIDDEN_AXES)
         hidden, cache = self._layers(hidden, cache, views, media)
         hidden = NORMS[config.norm](config.norm_epsilon, name="final_norm", **formats)(hidden)
         return hidden, None if cache is None else advance(cache, segment_ids)
+
+    def _blocks(
+        self, segment_ids: Int[Array, "B T"], answer_mask: Bool[Array, "B T"] | None
+    ) -> Int[Array, "B T"] | None:
+        if self.config.attention == "causal":
+            return None
+        if answer_mask is None:
+            raise ValueError("prefix attention must be told where the answers stand, but answer_mask is None")
+        return prompt_blocks(segment_ids, answer_mask)
 
     def _layers(
         self, hidden: Float[Array, "B T D"], cache: KVCache | None, views: Views, media: Media | None
@@ -305,4 +322,4 @@ class Decoder(nn.Module):
     def initialise(self, media: Media | None = None) -> Float32[Array, "1 1 V"]:
         """Runs every part once, so that `init(key, method="initialise")` makes every parameter."""
         zeros = jnp.zeros((1, 1), jnp.int32)
-        return self.logits(self(self.embed(zeros), zeros, zeros, media=media)[0])
+        return self.logits(self(self.embed(zeros), zeros, zeros, media=media, answer_mask=zeros > 0)[0])

@@ -188,6 +188,8 @@ DECODERS: dict[str, DecoderConfig] = {
     "gemma_2b": _GEMMA_2B,
     "gemma2_2b": _GEMMA2_2B,
     "gemma3_1b": _GEMMA3_1B,
+    "paligemma_3b": _changed(_GEMMA_2B, vocab_size=257216, attention="prefix"),
+    "paligemma2_3b": _changed(_GEMMA2_2B, vocab_size=257216, attention="prefix"),
     "phi3_mini": _changed(
         _LLAMA2_7B, vocab_size=32064, width=3072, head_width=96, feed_forward_width=8192, sliding_window=2047
     ),

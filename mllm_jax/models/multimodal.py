@@ -129,12 +129,15 @@ class Multimodal(nn.Module):
         images: UInt8[Array, "B N H W 3"],
         image_mask: Bool[Array, "B N"],
         image_index: Int[Array, "B T"],
+        answer_mask: Bool[Array, "B T"] | None = None,
     ) -> Float32[Array, "B T V"]:
         """Logits of packed rows; arguments as in `data_pipelines.batch.Batch`."""
         features = self.encode_images(images, image_mask)
         media = self.media(features, image_index, segment_ids)
         embeddings = self.embed(tokens, features, image_index)
-        hidden, _ = self.decode(embeddings, segment_ids, self.turning(positions, image_index), media=media)
+        hidden, _ = self.decode(
+            embeddings, segment_ids, self.turning(positions, image_index), media=media, answer_mask=answer_mask
+        )
         return self.logits(hidden)
 
     @jaxtyped(typechecker=beartype)
@@ -198,9 +201,10 @@ class Multimodal(nn.Module):
         positions: Int[Array, "B T *axes"],
         cache: KVCache | None = None,
         media: Media | None = None,
+        answer_mask: Bool[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], KVCache | None]:
         """Hidden states after the final norm; see `Decoder.__call__`."""
-        return self.decoder(embeddings, segment_ids, positions, cache, media)
+        return self.decoder(embeddings, segment_ids, positions, cache, media, answer_mask)
 
     @jaxtyped(typechecker=beartype)
     def logits(self, hidden: Float[Array, "B T D"]) -> Float32[Array, "B T V"]:

@@ -47,6 +47,11 @@ _SIGLIP_SO400M = ViTConfig(
 )
 
 
+_PALIGEMMA_VIT = _SIGLIP_SO400M.model_copy(
+    update={"image_size": (224, 224), "features": FeatureConfig(layer=-1, post_norm=True)}
+)
+
+
 def _sized(config: ViTConfig, width: int, layers: int, heads: int, feed_forward_width: int, **others: Any) -> ViTConfig:
     """The same architecture at another size."""
     size = {"width": width, "layers": layers, "heads": heads, "feed_forward_width": feed_forward_width}
@@ -95,6 +100,8 @@ ENCODERS: dict[str, ViTConfig] = {
     "siglip_large_16_384": _sized(_SIGLIP_SO400M, 1024, 24, 16, 4096, patch_size=16),
     "siglip_so400m_14_224": _SIGLIP_SO400M.model_copy(update={"image_size": (224, 224)}),
     "siglip_so400m_14_384": _SIGLIP_SO400M,
+    "paligemma_vit_224": _PALIGEMMA_VIT,
+    "paligemma_vit_448": _PALIGEMMA_VIT.model_copy(update={"image_size": (448, 448)}),
     "siglip2_so400m_16_512": _SIGLIP_SO400M.model_copy(update={"image_size": (512, 512), "patch_size": 16}),
     "siglip2_giant_16_384": _sized(_SIGLIP_SO400M, 1536, 40, 16, 6144, patch_size=16),
     **_DINOV2,

@@ -92,4 +92,4 @@ def _hidden(model: Any, batch: Batch) -> Float[Array, "B T D"]:
     media = model.media(features, batch.image_index, batch.segment_ids)
     embeddings = model.embed(batch.tokens, features, batch.image_index)
     positions = model.turning(batch.positions, batch.image_index)
-    return model.decode(embeddings, batch.segment_ids, positions, media=media)[0]
+    return model.decode(embeddings, batch.segment_ids, positions, media=media, answer_mask=batch.answer_mask)[0]

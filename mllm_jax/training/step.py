@@ -140,7 +140,7 @@ def batch_counts(batch: Batch) -> Metrics:
     """What a batch holds, i32: tokens that are not padding, supervised tokens, images, all places for tokens.
 
     `attended` f32 counts the pairs of tokens in causal attention, each token with itself and those before it in its
-    segment.
+    segment; what prefix attention sees besides is not counted.
     """
     real = batch.segment_ids > 0
     return {

@@ -10,10 +10,9 @@ PICTURE = ImagePart(ByteRange("picture.png"))
 
 
 def segment(tokens, supervised, image_starts=()):
-    rendered = RenderedRecord(
-        "a:b", np.array(tokens, np.int32), np.array(supervised, bool), image_starts, (PICTURE,) * len(image_starts)
-    )
-    return Segment(rendered, 0, 0, 0)
+    marks = np.array(supervised, bool), np.array(supervised, bool)
+    images = (PICTURE,) * len(image_starts)
+    return Segment(RenderedRecord("a:b", np.array(tokens, np.int32), *marks, image_starts, images), 0, 0, 0)
 
 
 ROW = (segment([5, 1, 1, 6, 7], [0, 0, 0, 1, 1], (1,)), segment([8, 1, 1, 9], [0, 0, 0, 1], (1,)))
@@ -33,6 +32,7 @@ def test_a_row_of_two_segments(batch):
     assert batch.positions[1].tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 3, 0, 0, 0]
     assert batch.image_index[1].tolist() == [-1, 0, 1, -1, -1, -1, 2, 3, -1, -1, -1, -1]
     assert batch.image_mask[1].tolist() == [True, True, False]
+    assert np.flatnonzero(batch.answer_mask[1]).tolist() == [3, 4, 8]
     assert not batch.segment_ids[0].any()
 
 
@@ -48,6 +48,7 @@ def test_a_segment_with_a_bad_image_becomes_padding_and_the_rest_stays(batch):
     erase(batch, placed[0])
     assert batch.segment_ids[0].tolist() == [0] * 5 + [2] * 4 + [0] * 3
     assert batch.image_mask[0].tolist() == [False, True, False]
+    assert np.flatnonzero(batch.answer_mask[0]).tolist() == [8]
     assert batch.image_index[0].tolist() == [-1] * 6 + [2, 3] + [-1] * 4
     assert not batch.images[0, 0].any() and batch.images[0, 1].all()
     for name, array, former in zip(batch._fields[:5], batch[:5], whole[:5], strict=True):

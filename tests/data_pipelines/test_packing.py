@@ -13,9 +13,8 @@ PICTURE = ImagePart(ByteRange("picture.png"))
 
 def rendered(tokens, images=0, image_tokens=3, learned_from=0):
     starts = tuple(1 + image_tokens * number for number in range(images))
-    return RenderedRecord(
-        "a:b", np.arange(tokens, dtype=np.int32), np.arange(tokens) >= learned_from, starts, (PICTURE,) * images
-    )
+    learned = np.arange(tokens) >= learned_from
+    return RenderedRecord("a:b", np.arange(tokens, dtype=np.int32), learned, learned, starts, (PICTURE,) * images)
 
 
 def segment(tokens, images=0, place=0):

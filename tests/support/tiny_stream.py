@@ -23,7 +23,7 @@ BAD_IMAGE = b"not an image"
 
 def render(record: Record) -> RenderedRecord:
     """Start token, then three tokens an image and one a letter; what is learned is supervised."""
-    tokens, supervised, starts, images = [2], [False], [], []
+    tokens, supervised, in_answer, starts, images = [2], [False], [False], [], []
     for turn in record.turns:
         for part in turn.parts:
             if isinstance(part, ImagePart):
@@ -35,9 +35,9 @@ def render(record: Record) -> RenderedRecord:
                 letters = [10 + byte for byte in part.text.encode()]
                 tokens += letters
                 supervised += [turn.learn] * len(letters)
-    return RenderedRecord(
-        record.key, np.array(tokens, np.int32), np.array(supervised, np.bool_), tuple(starts), tuple(images)
-    )
+        in_answer += [turn.role == "assistant"] * (len(tokens) - len(in_answer))
+    marks = np.array(supervised, np.bool_), np.array(in_answer, np.bool_)
+    return RenderedRecord(record.key, np.array(tokens, np.int32), *marks, tuple(starts), tuple(images))
 
 
 def decode(data: bytes) -> np.ndarray:

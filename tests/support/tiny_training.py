@@ -69,6 +69,7 @@ def tiny_batch(seed: int, rows: int = 8, length: int = 16, slots: int = 1) -> Ba
         images=random.integers(0, 256, (rows, slots, 8, 8, 3), np.uint8),
         image_mask=np.ones((rows, slots), np.bool_),
         image_index=image_index.astype(np.int32),
+        answer_mask=np.roll(supervised, 1, axis=1),
     )
 
 

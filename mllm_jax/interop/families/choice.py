@@ -11,6 +11,7 @@ from mllm_jax.interop.families.idefics3 import IDEFICS3
 from mllm_jax.interop.families.internvl import INTERNVL
 from mllm_jax.interop.families.llava import LLAVA
 from mllm_jax.interop.families.llava_next import LLAVA_NEXT
+from mllm_jax.interop.families.paligemma import PALIGEMMA
 from mllm_jax.interop.families.parts import (
     DECODER_FAMILIES,
     ENCODER_FAMILIES,
@@ -31,6 +32,7 @@ COMPOSITE_FAMILIES: tuple[CompositeFamily, ...] = (
     IDEFICS,
     IDEFICS2,
     QWEN2_VL,
+    PALIGEMMA,
 )
 """Multimodal families; a model of ours is exported as the first that it is like."""
 

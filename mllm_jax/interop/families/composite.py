@@ -6,7 +6,7 @@ from typing import Any
 
 from data_pipelines.tokenizer import IMAGE_TOKEN
 from data_pipelines.transforms.image import ImageTransformConfig
-from data_pipelines.transforms.templates import ImageFormat
+from data_pipelines.transforms.templates import ChatTemplate, ImageFormat
 from mllm_jax.interop.families.family import Family, FamilyError, HuggingFaceConfig
 from mllm_jax.interop.rules import Rule, Table
 from mllm_jax.models.fused import FusedConfig
@@ -36,6 +36,9 @@ class Processor:
     surrounds: ImageFormat | None = None
     """What transformers' processor itself writes around an image; None: nothing, so that the exported chat template
     writes it."""
+    template: ChatTemplate | None = None
+    """The only chat template there is, where transformers' processor itself writes all of it but the content of one
+    question; None: a folder's Jinja text says."""
 
 
 _TRANSFORMERS_5 = (

@@ -69,12 +69,16 @@ def make_views(
     segment_ids: Int[Array, "B T"],
     positions: Int[Array, "B T *axes"],
     cache: KVCache | None,
+    blocks: Int[Array, "B T"] | None = None,
 ) -> Views:
-    """Views of packed rows (no cache) or of tokens that follow those of a cache; `kinds` has one entry a layer."""
+    """Views of packed rows (no cache) or of tokens that follow those of a cache; `kinds` has one entry a layer.
+
+    `blocks` are those of `masks.prompt_blocks`; None: attention is causal.
+    """
     distinct = list(dict.fromkeys(kinds))
     slots = None if cache is None else (next_slots(cache, segment_ids.shape[1]), cache.capacity)
     masks = [
-        packed_mask(segment_ids, kind.window) if slots is None else cached_mask(*slots, kind.window)
+        packed_mask(segment_ids, kind.window, blocks) if slots is None else cached_mask(*slots, kind.window, blocks)
         for kind in distinct
     ]
     width = max((kind.rotation.width for kind in distinct if kind.rotation is not None), default=0)
