@@ -110,8 +110,8 @@ def _require_template(family: str, found: ChatTemplate, expected: ChatTemplate, 
     if behind != [tokenizer.bos_token]:
         raise ValueError(
             f"transformers' processor of {family} writes the tokenizer's start token behind images, which is "
-            f"{tokenizer.bos_token!r}, but the chat template {expected.name!r} has {behind[0]!r}; take a tokenizer whose "
-            "start token it is."
+            f"{tokenizer.bos_token!r}, but the chat template {expected.name!r} has {behind[0]!r}; take a tokenizer "
+            "whose start token it is."
         )
 
 
