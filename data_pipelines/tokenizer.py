@@ -111,6 +111,14 @@ class Tokenizer:
     def has_special(self, token: str) -> bool:
         return token in self._special_ids
 
+    def swallows_space_behind(self, token: str) -> bool:
+        """Whether white space behind a special token is read as a part of it (Phi-3's turn tokens)."""
+        return token in self._swallowing
+
+    @cached_property
+    def _swallowing(self) -> frozenset[str]:
+        return frozenset(entry["content"] for entry in self._json["added_tokens"] if entry.get("rstrip"))
+
     @cached_property
     def vocabulary_size(self) -> int:
         """One more than the largest id, added tokens included: the rows that an embedding needs at least."""

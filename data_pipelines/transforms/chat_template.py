@@ -188,6 +188,7 @@ def _assemble(key: str, spans: Sequence[_Span], tokenizer: Tokenizer, image_toke
     layouts: list[ImageLayout] = []
     run: list[_Span] = []
     run_starts = False
+    swallows = False
 
     def add(ids: Sequence[int], span: _Span) -> None:
         tokens.extend(ids)
@@ -195,7 +196,7 @@ def _assemble(key: str, spans: Sequence[_Span], tokenizer: Tokenizer, image_toke
         in_answer.extend([span.in_answer] * len(ids))
 
     def finish_run() -> None:
-        texts = _joined(run)
+        texts = _without_leading_space(_joined(run)) if swallows else _joined(run)
         try:
             encoded = tokenizer.encode_spans([str(span.value) for span in texts], start=run_starts)
         except TokenBoundaryError as error:
@@ -216,8 +217,10 @@ def _assemble(key: str, spans: Sequence[_Span], tokenizer: Tokenizer, image_toke
                 layouts.append(image_tokens(span.value))
             count = len(layouts[-1].index) if callable(image_tokens) else image_tokens
             add([tokenizer.image_id] * count, span)
+            swallows = tokenizer.swallows_space_behind(tokenizer.image_token)
         else:
             add([_special_id(span.value, tokenizer)], span)
+            swallows = tokenizer.swallows_space_behind(_name(span.value, tokenizer) or "")
     finish_run()
     images = tuple(span.value for span in spans if isinstance(span.value, ImagePart))
     arrays = np.array(tokens, np.int32), np.array(supervised, bool), np.array(in_answer, bool)
@@ -234,6 +237,16 @@ def _joined(run: Sequence[_Span]) -> list[_Span]:
         else:
             texts.append(span)
     return texts
+
+
+def _without_leading_space(texts: Sequence[_Span]) -> list[_Span]:
+    """The texts behind a special token that swallows the white space there."""
+    stripped = []
+    opened = False
+    for span in texts:
+        stripped.append(span if opened else replace(span, value=str(span.value).lstrip()))
+        opened = opened or bool(stripped[-1].value)
+    return stripped
 
 
 def _name(special: Special, tokenizer: Tokenizer) -> str | None:

@@ -34,7 +34,7 @@ def check_template(template: ChatTemplate, tokenizer: Tokenizer) -> None:
             raise ValueError(
                 f"chat template {template.name!r} does not fit the tokenizer: {text!r} is rendered as "
                 f"{ours.tokens.tolist()} but read back as {theirs}. A tokenizer that strips white space around special "
-                "tokens (lstrip, rstrip) or changes text beside them cannot be used with this template."
+                "tokens (lstrip) or changes text beside them cannot be used with this template."
             )
 
 

@@ -163,7 +163,8 @@ def test_a_prompt_is_a_prefix_of_the_training_ids_and_what_transformers_prompts_
     question = Record(conversation.key, conversation.turns[:-1])
     assert render_prompt(question, TEMPLATES[name], tokenizer, 1).tokens.tolist() == prompt.tokens.tolist()
     assert ours.tokens[: len(prompt.tokens)].tolist() == prompt.tokens.tolist()
-    assert ours.supervised[len(prompt.tokens)]
+    assert ours.in_answer[: len(prompt.tokens)].tolist() == prompt.in_answer.tolist()
+    assert ours.supervised[len(prompt.tokens)] and ours.in_answer[len(prompt.tokens)]
     encoded = theirs.apply_chat_template(
         messages(question), tokenize=True, add_generation_prompt=True, return_dict=True
     )
@@ -228,6 +229,24 @@ def test_what_is_written_and_what_is_learned(tmp_path):
         "<|im_start|>user\nSure?<|im_end|>\n<|im_start|>assistant\nYes.<|im_end|>\n",
         "A cat.<|im_end|>Yes.<|im_end|>",
     )
+    assert shown["gemma"] == (
+        "<start_of_turn>user\n<image>\nWhat is this?<end_of_turn>\n<start_of_turn>model\nA cat.<end_of_turn>\n"
+        "<start_of_turn>user\nSure?<end_of_turn>\n<start_of_turn>model\nYes.<end_of_turn>\n",
+        "A cat.<end_of_turn>Yes.<end_of_turn>",
+    )
+    assert shown["paligemma"] == (
+        f"<image><bos>What is this?\nA cat.{end}<bos>Sure?\nYes.{end}",
+        f"A cat.{end}Yes.{end}",
+    )
+    assert shown["phi3"] == (
+        "<|user|>\n<image>\nWhat is this?<|end|>\n<|assistant|>\nA cat.<|end|>\n"
+        "<|user|>\nSure?<|end|>\n<|assistant|>\nYes.<|end|>\n",
+        "A cat.<|end|>Yes.<|end|>",
+    )
+    assert shown["mistral"] == (
+        f"[INST] <image>\nWhat is this? [/INST] A cat.{end}[INST] Sure? [/INST] Yes.{end}",
+        f" A cat.{end} Yes.{end}",
+    )
 
 
 def test_llama_sequences_start_as_llava_writes_them(tmp_path):
@@ -244,6 +263,31 @@ def test_only_turns_to_learn_are_supervised(tmp_path):
     forgotten = Turn("assistant", turns[1].parts, learn=False)
     ours = render(Record("key", (turns[0], forgotten, *turns[2:])), TEMPLATES["chatml"], tokenizer, 1)
     assert tokenizer.decode(ours.tokens[ours.supervised], skip_special_tokens=False) == "second<|im_end|>"
+    answers = tokenizer.decode(ours.tokens[ours.in_answer], skip_special_tokens=False)
+    assert answers == "first<|im_end|>second<|im_end|>"
+
+
+@pytest.mark.parametrize("kind", ["bpe", "legacy", "llama3"])
+def test_tokens_that_swallow_the_space_behind_them_are_rendered_as_they_are_read(kind, tmp_path):
+    """As in Phi-3's own tokenizer."""
+    files = _tokenizer(kind, tmp_path).files()
+    contents = json.loads(files["tokenizer.json"])
+    for entry in contents["added_tokens"]:
+        entry["rstrip"] = entry["content"] in ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
+    tokenizer = tokenizer_from_files(files | {"tokenizer.json": json.dumps(contents).encode()})
+    template = TEMPLATES["phi3"]
+    check_template(template, tokenizer)
+    theirs = _through_transformers(tokenizer, template, tmp_path / "exported")
+    exchange = ("user", (IMAGE, "What is this?")), ("assistant", ("A cat.",))
+    conversation = record(("system", ("Be brief.",)), *exchange, *exchange)
+    ours = render(conversation, template, tokenizer, 1)
+    encoded = theirs.apply_chat_template(
+        messages(conversation), tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+    )
+    assert ours.tokens.tolist() == encoded["input_ids"]
+    assert ours.supervised.tolist() == encoded["assistant_masks"]
+    plain = render(conversation, template, _tokenizer(kind, tmp_path), 1)
+    assert len(plain.tokens) > len(ours.tokens)
 
 
 def test_images_are_never_supervised_and_keep_their_order(tmp_path):
@@ -295,7 +339,7 @@ def test_white_space_that_a_special_token_swallows_is_found(tmp_path):
     files = small_tokenizer("bytes", tmp_path).files()
     contents = json.loads(files["tokenizer.json"])
     for entry in contents["added_tokens"]:
-        entry["rstrip"] = entry["content"] == "<|im_end|>"
+        entry["lstrip"] = entry["content"] == "<|im_start|>"
     tokenizer = tokenizer_from_files(files | {"tokenizer.json": json.dumps(contents).encode()})
     with pytest.raises(ValueError, match="strips white space around special tokens"):
         check_template(TEMPLATES["chatml"], tokenizer)
