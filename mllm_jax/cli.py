@@ -89,6 +89,11 @@ def _add_model_verbs(verbs) -> None:
     export.add_argument(
         "--connector-only", action="store_true", help="the connector's weights alone, as an OpenFlamingo checkpoint"
     )
+    adapters = export.add_mutually_exclusive_group()
+    adapters.add_argument("--merge", action="store_true", help="merge low-rank adapters into the weights (the default)")
+    adapters.add_argument(
+        "--adapter", metavar="FOLDER", help="write low-rank adapters here in peft's format; HF_FOLDER is their base"
+    )
     export.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="(default: %(default)s)")
 
 
@@ -198,7 +203,14 @@ def _import(options: argparse.Namespace) -> None:
 def _export(options: argparse.Namespace) -> None:
     from mllm_jax.interop.connector_weights import export_connector
     from mllm_jax.interop.export import export
+    from mllm_jax.interop.peft_adapter import export_adapter
 
+    if options.adapter is not None:
+        if options.connector_only:
+            raise ValueError("--adapter and --connector-only: give one of them")
+        export_adapter(options.model, options.output, options.adapter, dtype=options.dtype)
+        print(f"exported {options.model} to {options.output} and its adapters to {options.adapter}")
+        return
     (export_connector if options.connector_only else export)(_load(options.model), options.output, dtype=options.dtype)
     print(f"exported {options.model} to {options.output}")
 

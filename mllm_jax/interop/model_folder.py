@@ -22,8 +22,8 @@ from mllm_jax.interop.hub import local_folder
 from mllm_jax.interop.hugging_face import read_folder
 from mllm_jax.interop.processor import has_model_config
 from mllm_jax.interop.safetensors_folder import WeightsError
-from mllm_jax.models.adapters import with_abstract_adapters, without_adapters
-from mllm_jax.models.layers.low_rank import LowRankConfig
+from mllm_jax.models.adapters import adapter_paths, with_abstract_adapters, without_adapters
+from mllm_jax.models.layers.low_rank import Adapters, LowRankConfig
 from mllm_jax.models.parameters import ModelConfig, Parameters, abstract_parameters, logical_axes
 from mllm_jax.parallel.rules import parameter_shardings
 
@@ -95,7 +95,36 @@ def load_model(
     return replace(loaded, description=description)
 
 
+def load_adapted(path: str | Path) -> tuple[LoadedModel, Adapters, Parameters]:
+    """Load a run's model as it is without the low-rank adapters of its last stage, and these adapters.
+
+    Args:
+        path: a run directory or one checkpoint.
+
+    Returns:
+        The model, path of a linear map -> the config of its adapter, and the parameters of the adapters.
+
+    Raises:
+        FileNotFoundError: there is no run at the path.
+        ValueError: the stage has no adapters.
+    """
+    folder = local_folder(str(path))
+    loaded, adapters, parameters = _read_run(folder, None, None)
+    if not adapters:
+        raise ValueError(f"{loaded.source} has no low-rank adapters; export it without --adapter.")
+    own = adapter_paths(adapters, logical_axes(loaded.config))
+    flat = flatten_dict(parameters, sep="/")
+    plain = unflatten_dict({name: leaf for name, leaf in flat.items() if name not in own}, sep="/")
+    return replace(loaded, parameters=plain), adapters, unflatten_dict({name: flat[name] for name in own}, sep="/")
+
+
 def _load_run(folder: Path, mesh: Mesh | None, dtype: Any) -> LoadedModel:
+    loaded, adapters, parameters = _read_run(folder, mesh, dtype)
+    return replace(loaded, parameters=without_adapters(adapters, parameters, logical_axes(loaded.config)))
+
+
+def _read_run(folder: Path, mesh: Mesh | None, dtype: Any) -> tuple[LoadedModel, Adapters, Parameters]:
+    """A run's model, its adapters, and the parameters of both as they are stored."""
     stored = _checkpoint_of(folder)
     if stored is None and (folder / "checkpoints").is_dir():
         steps = checkpoints.stored_steps(folder)
@@ -112,9 +141,10 @@ def _load_run(folder: Path, mesh: Mesh | None, dtype: Any) -> LoadedModel:
         shapes,
         _shardings(shapes, named, mesh),
     )
-    parameters = without_adapters(adapters, checkpoints.read_parameters(stored, abstract), axes)
+    parameters = checkpoints.read_parameters(stored, abstract)
     source = f"{folder} (stage {saved['stage']}, step {stored.step})"
-    return LoadedModel(description, parameters, tokenizer_from_files(tokenizer_files(saved)), source)
+    loaded = LoadedModel(description, parameters, tokenizer_from_files(tokenizer_files(saved)), source)
+    return loaded, adapters, parameters
 
 
 def _checkpoint_of(folder: Path) -> checkpoints.StoredStep | None:
