@@ -28,6 +28,7 @@ RULES: tuple[tuple[str, MeshAxes], ...] = (
     ("patches", None),
     ("positions", None),
     ("experts", "expert"),
+    ("rank", "fsdp"),
     ("rows", ROW_AXES),
     ("images", ROW_AXES),
     ("tokens", "sequence"),
@@ -41,6 +42,10 @@ RULES: tuple[tuple[str, MeshAxes], ...] = (
 )
 """Logical axis -> mesh axes. The first group names axes of parameters, the rest axes of activations. An axis that a
 mesh does not have splits nothing."""
+
+
+WHOLE_IF_UNEVEN = ("rank",)
+"""Axes of arrays so small that they stay whole where their mesh axes do not divide them."""
 
 
 class ShardingError(ValueError):
@@ -102,6 +107,8 @@ def _partition_spec(
     used: dict[str, str | None] = {}
     for name, length in zip(names, shape, strict=True):
         axes = tuple(axis for axis in mesh_axes(name) if sizes.get(axis, 1) > 1)
+        if name in WHOLE_IF_UNEVEN and length % math.prod(sizes[axis] for axis in axes):
+            axes = ()
         for axis in axes:
             if axis in used:
                 raise ShardingError(f"axes {used[axis]!r} and {name!r} would both be split over mesh axis {axis!r}")

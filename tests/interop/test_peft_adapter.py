@@ -97,9 +97,7 @@ def test_what_peft_cannot_hold_is_refused(loaded: LoadedModel, tmp_path: Path) -
         export_adapter(tmp_path / "mixed", tmp_path / "base", tmp_path / "adapter")
     assert not (tmp_path / "base").exists()
     save_adapted(tmp_path / "tower", loaded, {"encoder/blocks/attention/query": LORA})
-    with pytest.raises(
-        AdapterError, match=r"encoder/blocks/attention/query has .* Export with --merge"
-    ):
+    with pytest.raises(AdapterError, match=r"encoder/blocks/attention/query has .* Export with --merge"):
         export_adapter(tmp_path / "tower", tmp_path / "base", tmp_path / "adapter")
     save_adapted(tmp_path / "none", loaded, {})
     with pytest.raises(ValueError, match="has no low-rank adapters"):

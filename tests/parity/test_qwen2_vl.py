@@ -144,7 +144,9 @@ def test_gradients_of_one_step(tmp_path: Path) -> None:
     parameters = read_parameters(tmp_path, config)
     (tokens, segment_ids, positions, *images), theirs = drawn_inputs(config)
     targets, weights = jnp.roll(tokens, -1, axis=1), jnp.ones(tokens.shape).at[:, -1].set(0)
-    batch = Batch(tokens, targets, weights / weights.sum(), segment_ids, positions, *images)
+    batch = Batch(
+        tokens, targets, weights / weights.sum(), segment_ids, positions, *images, jnp.zeros(tokens.shape, bool)
+    )
     objective = next_token_objective(Multimodal(config), ObjectiveConfig())
     value, gradients = jax.jit(jax.value_and_grad(objective))(parameters, batch)
     logits = model(**theirs).logits

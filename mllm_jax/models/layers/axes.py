@@ -11,9 +11,10 @@ PARAMETER_AXES = (
     "patches",
     "positions",
     "experts",
+    "rank",
 )
 """Names of parameter axes. `embed` is the model width of encoder, connector and decoder alike; an axis that is never
-worth sharding (the pixels of a patch) has no name."""
+worth sharding (the pixels of a patch) has no name. `rank` is a low-rank adapter's, on the side without `embed`."""
 
 ACTIVATION_AXES = (
     "rows",

@@ -80,7 +80,9 @@ def adapter_shapes(config: LowRankConfig, shape: tuple[int, ...], axes: AxisName
 
     def joined(*parts: tuple[int, ...] | None) -> AdapterShape:
         sizes = [(config.rank,) if part is None else tuple(shape[at] for at in part) for part in parts]
-        names = [(None,) if part is None else tuple(axes[at] for at in part) for part in parts]
+        named = [() if part is None else tuple(axes[at] for at in part) for part in parts]
+        rank = None if any("embed" in part for part in named) else "rank"
+        names = [(rank,) if part is None else name for part, name in zip(parts, named, strict=True)]
         return AdapterShape(sum(sizes, ()), sum(names, ()))
 
     found = {DOWN: joined(sides.stacked, sides.inputs, None), UP: joined(sides.stacked, None, sides.outputs)}
