@@ -19,7 +19,9 @@ from mllm_jax.models.vit import FeatureConfig
 from tests.support.hugging_face_folders import randomise
 from tests.support.parity import (
     assert_loads_whole,
+    assert_same_gradients,
     assert_same_logits,
+    drawn_rows,
     read_config,
     read_parameters,
     stored_names,
@@ -78,6 +80,13 @@ def test_exported_weights_are_the_imported_ones(
     write_folder(exported, config, read_parameters(folder, config), image_token_index=IMAGE)
     assert_loads_whole(transformers.LlavaForConditionalGeneration, exported, model)
     assert read_config(exported, scan) == config
+
+
+@pytest.mark.parametrize("family", TOWERS)
+def test_gradients_of_one_step(tmp_path: Path, family: str) -> None:
+    model = make(tmp_path, family)
+    config = read_config(tmp_path)
+    assert_same_gradients(config, tmp_path, model, *drawn_rows(config, IMAGE))
 
 
 def test_layer_and_strategy_are_taken_from_the_config(tmp_path: Path) -> None:
