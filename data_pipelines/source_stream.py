@@ -103,6 +103,7 @@ class Strand:
 class SourceStream:
     """Blocks of `window` entries, taken from the strands in turn and shuffled; the state is where the block began.
 
+    A block goes on with the strand after the last of the block before, so that all are read however short blocks are.
     After a restart the block's headers are walked again; nothing is read or decoded.
     """
 
@@ -143,6 +144,7 @@ class SourceStream:
         )
 
     def _fill(self) -> None:
-        in_turn = [next(self._strands[turn % len(self._strands)]) for turn in range(self._window)]
+        first = self._block * self._window
+        in_turn = [next(self._strands[turn % len(self._strands)]) for turn in range(first, first + self._window)]
         seed = seed_of(self._deal.seed, "block", self._indices[0], self._block)
         self._entries = [in_turn[index] for index in shuffled(self._window, seed)]

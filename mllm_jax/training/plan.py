@@ -12,6 +12,7 @@ from rich.console import Console
 from mllm_jax.checkpoint.checkpointer import CheckpointConfig
 from mllm_jax.checkpoint.layout import stage_folder
 from mllm_jax.models.adapters import adapter_paths, linear_maps, with_abstract_adapters
+from mllm_jax.models.decoder import DecoderConfig
 from mllm_jax.models.layers.low_rank import Adapters, LowRankConfig
 from mllm_jax.models.parameters import abstract_parameters, logical_axes, make_model
 from mllm_jax.parallel.rules import (
@@ -85,7 +86,8 @@ def plan_stages(configs: Sequence[StageConfig], run: Run) -> list[Stage]:
     """Every stage with its abstract state; allocates nothing.
 
     Raises:
-        StageError: names that repeat, patterns that match nothing, rows that do not divide; all in one message.
+        StageError: names that repeat, patterns that match nothing, rows that do not divide or are
+            longer than the decoder has learned positions for; all in one message.
         ShardingError: parameters that do not divide over the mesh.
     """
     model = run.ingredients.model
@@ -98,6 +100,7 @@ def plan_stages(configs: Sequence[StageConfig], run: Run) -> list[Stage]:
         if config.name in {earlier.name for earlier in configs[:index]}:
             problems.append(f"{place}: name: another stage has this name")
         problems += [f"{place}: {problem}" for problem in _row_problems(config, run.mesh)]
+        problems += [f"{place}: {problem}" for problem in _position_problems(config, model.decoder)]
         try:
             stages.append(_plan_stage(index, config, run, parameters, axes))
         except PatternError as error:
@@ -121,6 +124,17 @@ def _row_problems(config: StageConfig, mesh: Mesh) -> list[str]:
     if chunk is not None and config.row_length % chunk:
         problems.append(f"objective.chunk_tokens: {chunk} does not divide row_length {config.row_length}")
     return problems
+
+
+def _position_problems(config: StageConfig, decoder: DecoderConfig) -> list[str]:
+    """A position outside a table has no embedding, and packing may give a whole row to one segment."""
+    if decoder.positions != "learned" or config.row_length <= decoder.max_positions:
+        return []
+    return [
+        f"row_length: found {config.row_length}, expected at most {decoder.max_positions}, for as many tokens has the "
+        "decoder learned positions (model.decoder.max_positions); shorten the rows or take a decoder with rotary "
+        "positions"
+    ]
 
 
 def _plan_stage(index: int, config: StageConfig, run: Run, parameters: ParameterTree, axes: ParameterTree) -> Stage:

@@ -41,6 +41,20 @@ def test_a_stream_goes_on_where_its_state_says(sizes, indexed, window, stop):
     assert [next(resumed) for _ in range(20)] == [next(whole) for _ in range(20)]
 
 
+@pytest.mark.parametrize("window", [1, 2, 3, 5])
+def test_every_strand_is_read_however_short_the_blocks_are(window):
+    deal = Deal(MemorySource([4, 4, 4], indexed=False), 0, 3)
+    state, met = None, []
+    for _ in range(12):
+        stream = SourceStream(deal, (0, 1, 2), window, state)
+        met.append(next(stream))
+        state = stream.state()
+    # A block at the end may hold one entry of the next epoch for one of this.
+    whole_blocks = met[: 12 // window * window]
+    assert len({(entry.shard, entry.place) for entry in whole_blocks}) == len(whole_blocks)
+    assert {entry.shard for entry in met} == {0, 1, 2}
+
+
 def test_epochs_and_lanes_differ_in_order():
     deal = Deal(MemorySource([50], indexed=True), 0, 1)
     order = [place for _, (_, place) in epochs_of(deal, 0, epochs=2)]

@@ -24,7 +24,7 @@ from mllm_jax.training.averages import AverageConfig
 from mllm_jax.training.plan import StageError, plan_stages
 from mllm_jax.training.run import Outcome, run_stages
 from mllm_jax.training.stage_run import first_parameters
-from tests.support.tiny_training import TinyFeed, initial_parameters, tiny_run, tiny_stages
+from tests.support.tiny_training import MODEL, TinyFeed, initial_parameters, tiny_run, tiny_stages
 
 
 @pytest.fixture(scope="module")
@@ -178,3 +178,14 @@ def test_stages_that_cannot_run_are_refused_together_before_anything_starts(tmp_
     assert "stages.1 (align): name: another stage has this name" in message
     assert "stages.1 (align): trainable: The pattern 'conector/**' matches no parameter" in message
     assert not (tmp_path / "stages").exists()
+
+
+def test_rows_longer_than_the_decoder_has_learned_positions_for_are_refused(tmp_path):
+    learned = MODEL.decoder.model_copy(update={"positions": "learned", "max_positions": 16})
+    model = MODEL.model_copy(update={"decoder": learned})
+    align, instruct = tiny_stages()
+    fitting, longer = align.model_copy(update={"row_length": 16}), instruct.model_copy(update={"row_length": 17})
+    with pytest.raises(StageError) as error:
+        run_stages((fitting, longer), tiny_run(tmp_path, model=model))
+    assert str(error.value).startswith("stages.1 (instruct): row_length: found 17, expected at most 16")
+    plan_stages((fitting, longer), tiny_run(tmp_path))
