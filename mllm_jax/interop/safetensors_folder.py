@@ -2,14 +2,14 @@
 
 import json
 import os
-from collections.abc import Iterable
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 INDEX = "model.safetensors.index.json"
@@ -39,7 +39,12 @@ class SafetensorsFolder:
     def __enter__(self) -> "SafetensorsFolder":
         opened = {}
         for file in sorted(set(self._files.values())):
-            opened[file] = self._stack.enter_context(safe_open(self.folder / file, framework="np"))
+            opened[file] = self._stack.enter_context(_opened(self.folder / file))
+        held = {file: set(handle.keys()) for file, handle in opened.items()}
+        absent = sorted(f"{name} ({file})" for name, file in self._files.items() if name not in held[file])
+        if absent:
+            self._stack.close()
+            raise WeightsError(f"{self.folder / INDEX} names tensors that are not in their files: {', '.join(absent)}.")
         self._handles = {name: opened[file] for name, file in self._files.items()}
         return self
 
@@ -63,13 +68,29 @@ class SafetensorsFolder:
             return shape
         return (shape[0] + self.shape(self._following[name])[0], *shape[1:])
 
+    def stored_format(self, name: str) -> str:
+        """The format of a tensor as safetensors calls it: F32, BF16, I8, F8_E4M3."""
+        return self._handles[name].get_slice(name).get_dtype()
+
     def float_dtype(self, name: str) -> np.dtype | None:
-        """The format of a tensor of floating point numbers, None for another kind."""
-        return FLOATS.get(self._handles[name].get_slice(name).get_dtype())
+        """The format of a tensor of floating point numbers that can be loaded, None for another kind."""
+        return FLOATS.get(self.stored_format(name))
 
     def read(self, name: str) -> np.ndarray:
         array = self._handles[name].get_tensor(name)
         return np.concatenate([array, self.read(self._following[name])]) if name in self._following else array
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    try:
+        handle = safe_open(file, framework="np")
+    except SafetensorError as error:
+        raise WeightsError(
+            f"{file} is not a whole safetensors file ({error}). Download it again, or convert the weights again."
+        ) from error
+    with handle:
+        yield handle
 
 
 def _tensor_files(folder: Path) -> dict[str, str]:
@@ -85,7 +106,7 @@ def _tensor_files(folder: Path) -> dict[str, str]:
         return files
     for name in SINGLES:
         if (folder / name).is_file():
-            with safe_open(folder / name, framework="np") as handle:
+            with _opened(folder / name) as handle:
                 return dict.fromkeys(handle.keys(), name)
     pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
     if pickled:

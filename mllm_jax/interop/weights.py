@@ -14,7 +14,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mllm_jax.interop.adjustments import Adjustment
 from mllm_jax.interop.rules import Shape, Table, Tensor, cut, pieces, tensors, whole_shape
-from mllm_jax.interop.safetensors_folder import SafetensorsFolder, WeightsError, write_folder
+from mllm_jax.interop.safetensors_folder import FLOATS, SafetensorsFolder, WeightsError, write_folder
 
 Tree = dict[str, Any]
 
@@ -131,7 +131,10 @@ def _check(
             paths = ", ".join(part.path for part in parts)
             problems.append(f"missing {wanted_name}, shape {list(shape)} (for {paths})")
         elif source.float_dtype(name) is None:
-            problems.append(f"{name} in {source.file(name)} holds integers: quantised weights cannot be loaded")
+            problems.append(
+                f"{name} in {source.file(name)} holds {source.stored_format(name)} numbers, expected one of "
+                f"{', '.join(FLOATS)}: quantised weights cannot be loaded"
+            )
         elif source.shape(name) != shape:
             found, expected = list(source.shape(name)), list(shape)
             problems.append(f"misshaped {name} in {source.file(name)}: found {found}, expected {expected}")

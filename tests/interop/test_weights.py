@@ -138,7 +138,7 @@ def test_every_fault_is_named_in_one_error(folder: Path) -> None:
         "misshaped model.layers.1.mlp.up_proj.weight in model.safetensors: found [20, 15], expected [20, 16]" in message
     )
     assert "unexpected model.layers.3.mlp.up_proj.weight in model.safetensors, shape [20, 16]" in message
-    assert "model.layers.0.mlp.gate_proj.weight in model.safetensors holds integers: quantised" in message
+    assert "model.layers.0.mlp.gate_proj.weight in model.safetensors holds I8 numbers, expected one of F64" in message
 
 
 def test_a_parameter_without_a_rule_is_an_error_both_ways(tmp_path: Path, folder: Path, parameters: dict) -> None:

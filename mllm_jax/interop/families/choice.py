@@ -1,5 +1,6 @@
 """Finds the family of a `config.json`, and the family that one of our configs belongs to."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from mllm_jax.interop.families.blip2 import BLIP2
@@ -43,10 +44,22 @@ def family_of_folder(config: HuggingFaceConfig) -> Family[Any]:
     Raises:
         FamilyError: another `model_type`, or quantised weights.
     """
-    if "quantization_config" in config:
-        raise FamilyError("config.json has a quantization_config: quantised weights cannot be imported.")
+    _refuse_quantised(config)
     found = by_model_type(config, (*COMPOSITE_FAMILIES, *ENCODER_FAMILIES, *DECODER_FAMILIES))
     return found.of_folder(config) if isinstance(found, CompositeFamily) else found
+
+
+def _refuse_quantised(config: HuggingFaceConfig, place: str = "") -> None:
+    """Whole models may say of one part alone that its weights are quantised."""
+    for key, value in config.items():
+        if key == "quantization_config":
+            method = value.get("quant_method", "unknown") if isinstance(value, Mapping) else value
+            raise FamilyError(
+                f"config.json has {place}{key} (quant_method {method}): quantised weights cannot be imported; take the "
+                "model as it was before."
+            )
+        if isinstance(value, Mapping):
+            _refuse_quantised(value, f"{place}{key}.")
 
 
 def family_of_config(config: ModelConfig) -> Family[Any]:
