@@ -1,16 +1,17 @@
 """A folder of safetensors files, with or without an index, read and written tensor by tensor."""
 
 import json
+import math
 import os
-from collections.abc import Iterable, Iterator
+import struct
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
 
 import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -19,6 +20,7 @@ SINGLES = (SINGLE, "open_clip_model.safetensors")
 # Importing ml_dtypes also teaches NumPy the name "bfloat16", which safetensors asks it for.
 FLOATS = {name: np.dtype(kind) for name, kind in (("F64", "f8"), ("F32", "f4"), ("F16", "f2"))}
 FLOATS["BF16"] = np.dtype(ml_dtypes.bfloat16)
+FORMAT_NAMES = {dtype: name for name, dtype in FLOATS.items()}
 
 
 class WeightsError(ValueError):
@@ -118,22 +120,58 @@ def _tensor_files(folder: Path) -> dict[str, str]:
     raise FileNotFoundError(f"{folder} holds neither {SINGLE} nor {INDEX}.")
 
 
-def write_folder(folder: Path, shards: Iterable[dict[str, np.ndarray]], count: int) -> None:
-    """Writes shards as they come, then the index; a single shard gets no index.
+class StoredTensor(NamedTuple):
+    """One tensor that is to be written."""
 
-    Every file appears whole or not at all; the index comes last.
+    name: str
+    dtype: np.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def write_folder(folder: Path, shards: Sequence[Sequence[StoredTensor]], arrays: Iterable[np.ndarray]) -> None:
+    """Writes shards, then the index; a single shard gets no index.
+
+    `arrays` are those of all shards in this order; each is written before the next is taken. Every file appears whole
+    or not at all; the index comes last.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    coming = iter(arrays)
     weight_map: dict[str, str] = {}
-    total = 0
     for number, shard in enumerate(shards, start=1):
-        name = SINGLE if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
+        name = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         partial = folder / f".{name}.partial"
-        # transformers refuses a file without this mark.
-        save_file(shard, partial, metadata={"format": "pt"})
+        with partial.open("wb") as file:
+            _write_file(file, shard, coming)
         os.replace(partial, folder / name)
-        weight_map.update(dict.fromkeys(shard, name))
-        total += sum(array.nbytes for array in shard.values())
-    if count > 1:
+        weight_map.update(dict.fromkeys((tensor.name for tensor in shard), name))
+    if len(shards) > 1:
+        total = sum(tensor.nbytes for shard in shards for tensor in shard)
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+
+
+def _write_file(file: BinaryIO, shard: Sequence[StoredTensor], arrays: Iterator[np.ndarray]) -> None:
+    """The format's own writer wants all tensors of a file in memory; this one takes one after another.
+
+    The tensors of the widest numbers come first in the file, so that each begins at a multiple of its numbers' size.
+    """
+    # transformers refuses a file without this mark.
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for tensor in sorted(shard, key=lambda tensor: -tensor.dtype.itemsize):
+        begin, end = end, end + tensor.nbytes
+        kind = FORMAT_NAMES[tensor.dtype]
+        header[tensor.name] = {"dtype": kind, "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    file.write(struct.pack("<Q", len(text)) + text)
+    for tensor in shard:
+        array = np.ascontiguousarray(next(arrays))
+        assert (array.dtype, array.shape) == (tensor.dtype, tensor.shape), tensor
+        file.seek(8 + len(text) + header[tensor.name]["data_offsets"][0])
+        file.write(array.reshape(-1).view(np.uint8).data)
+        del array

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mllm_jax.interop.adjustments import Adjustment
 from mllm_jax.interop.rules import Shape, Table, Tensor, cut, pieces, tensors, whole_shape
-from mllm_jax.interop.safetensors_folder import FLOATS, SafetensorsFolder, WeightsError, write_folder
+from mllm_jax.interop.safetensors_folder import FLOATS, SafetensorsFolder, StoredTensor, WeightsError, write_folder
 
 Tree = dict[str, Any]
 
@@ -170,8 +169,8 @@ def save(
 ) -> None:
     """Writes parameters as the family's tensors into `folder`, sharded with an index when they exceed `shard_bytes`.
 
-    One parameter and one shard are in host memory at a time; parameters that the family keeps in one tensor count as
-    one. `dtype` None keeps every parameter's own format.
+    One parameter is in host memory at a time; parameters that the family keeps in one tensor count as one. `dtype` None
+    keeps every parameter's own format.
 
     Raises:
         WeightsError: a parameter that the family has no name for.
@@ -180,24 +179,24 @@ def save(
     written, uncovered = tensors(table, leaves)
     if uncovered:
         raise WeightsError(f"The family has no name for these parameters: {', '.join(sorted(uncovered))}.")
-    wholes = list(pieces(written).values())
-    formats = (np.dtype(dtype or leaves[parts[0].path].dtype) for parts in wholes)
-    sizes = [prod(whole_shape(parts)) * number.itemsize for parts, number in zip(wholes, formats, strict=True)]
-    shards = _divide(wholes, sizes, shard_bytes)
-    arrays = _arrays(leaves, wholes, dtype)
-    write_folder(Path(folder), ({parts[0].name: next(arrays) for parts in shard} for shard in shards), len(shards))
+    wholes = pieces(written)
+    stored = [
+        StoredTensor(name, np.dtype(dtype or leaves[parts[0].path].dtype), whole_shape(parts))
+        for name, parts in wholes.items()
+    ]
+    write_folder(Path(folder), _divide(stored, shard_bytes), _arrays(leaves, list(wholes.values()), dtype))
 
 
-def _divide(wholes: list[list[Tensor]], sizes: list[int], shard_bytes: int) -> list[list[list[Tensor]]]:
+def _divide(stored: list[StoredTensor], shard_bytes: int) -> list[list[StoredTensor]]:
     """Consecutive groups of at most `shard_bytes` (a tensor larger than that stands alone)."""
-    shards: list[list[list[Tensor]]] = [[]]
+    shards: list[list[StoredTensor]] = [[]]
     filled = 0
-    for parts, size in zip(wholes, sizes, strict=True):
-        if shards[-1] and filled + size > shard_bytes:
+    for tensor in stored:
+        if shards[-1] and filled + tensor.nbytes > shard_bytes:
             shards.append([])
             filled = 0
-        shards[-1].append(parts)
-        filled += size
+        shards[-1].append(tensor)
+        filled += tensor.nbytes
     return shards
 
 

@@ -1,6 +1,8 @@
 """Reading and writing weights: everything accounted for, nothing held that need not be, faults named at once."""
 
 import json
+import weakref
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import jax
@@ -10,12 +12,15 @@ import pytest
 from flax.traverse_util import flatten_dict
 from jax.sharding import NamedSharding, PartitionSpec
 from safetensors.numpy import load_file, save_file
+from safetensors.torch import load_file as torch_file
 
 from mllm_jax.interop import weights
 from mllm_jax.interop.adjustments import decoder_adjustments
+from mllm_jax.interop.description import ModelDescription
 from mllm_jax.interop.families.llama import TABLE
 from mllm_jax.interop.families.siglip import TABLE as SIGLIP_TABLE
-from mllm_jax.interop.safetensors_folder import WeightsError
+from mllm_jax.interop.imported_folder import write_imported
+from mllm_jax.interop.safetensors_folder import SafetensorsFolder, WeightsError
 from mllm_jax.interop.weights import load, save
 from mllm_jax.models.decoder import DecoderConfig
 from mllm_jax.models.layers.stack import StackConfig
@@ -86,6 +91,62 @@ def test_one_parameter_is_in_memory_at_a_time(folder: Path, parameters: dict, mo
     load(folder, TABLE, ABSTRACT)
     runs = [list(names) for names in "".join("." if isinstance(e, tuple) else "r" for e in events).split(".")]
     assert max(map(len, runs)) == CONFIG.layers
+
+
+class Alive:
+    """Counts how many of the arrays that went by are still held."""
+
+    def __init__(self) -> None:
+        self._seen: list[weakref.ref[np.ndarray]] = []
+        self.most = 0
+
+    def passing(self, arrays: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        for array in arrays:
+            self._seen.append(weakref.ref(array))
+            self.most = max(self.most, sum(seen() is not None for seen in self._seen))
+            yield array
+
+
+@pytest.mark.parametrize("shard_bytes", [4000, 2 * 1024**3])
+def test_one_tensor_is_held_while_weights_are_written(
+    tmp_path: Path, parameters: dict, shard_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However large the file is that they go to; a second is there while it takes the place of the first."""
+    alive, arrays = Alive(), weights._arrays
+    monkeypatch.setattr(weights, "_arrays", lambda *given: alive.passing(arrays(*given)))
+    save(tmp_path, TABLE, jax.tree.map(np.asarray, parameters), jnp.bfloat16, shard_bytes)
+    assert 1 <= alive.most <= 2
+
+
+def test_one_parameter_is_held_while_a_folder_is_imported(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive = Alive()
+    with SafetensorsFolder(folder) as source:
+        arrays = weights.Reading(source, TABLE, ABSTRACT).arrays()
+        paths: list[str] = []
+
+        def unnamed() -> Iterator[np.ndarray]:
+            for path, array in arrays:
+                paths.append(path)
+                yield array
+                del array
+
+        named = ((paths[-1], array) for array in alive.passing(unnamed()))
+        write_imported(tmp_path / "imported", ModelDescription(model=CONFIG), named, None)
+    assert len(paths) == len(flatten_dict(ABSTRACT)) and alive.most <= 2
+
+
+def test_formats_side_by_side_are_written_as_they_are(tmp_path: Path, parameters: dict) -> None:
+    """An odd number of narrow numbers before wide ones must not shift them to an odd place."""
+    odd = CONFIG.model_copy(update={"vocab_size": 25, "width": 15})
+    mixed = drawn_parameters(odd)
+    mixed["token_embedding"]["embedding"] = mixed["token_embedding"]["embedding"].astype(jnp.bfloat16)
+    save(tmp_path, TABLE, mixed)
+    stored = torch_file(tmp_path / "model.safetensors")
+    assert {str(tensor.dtype) for tensor in stored.values()} == {"torch.bfloat16", "torch.float32"}
+    formats = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), mixed)
+    assert_equal(load(tmp_path, TABLE, formats).parameters, mixed)
 
 
 def test_formats_follow_the_abstract_parameters(tmp_path: Path, parameters: dict) -> None:
