@@ -23,6 +23,9 @@ class RenderError(ValueError):
 NEWLINE = -1
 """Stands in an `ImageLayout` for the learned embedding that ends a row of tiles."""
 
+MARK = -2
+"""Stands in an `ImageLayout` for a token of text between tiles."""
+
 
 @dataclass(frozen=True, slots=True)
 class ImageLayout:
@@ -30,9 +33,17 @@ class ImageLayout:
 
     slots: int
     index: np.ndarray
-    """i32[n]; slot * features of a slot + feature, from the image's first slot on, or `NEWLINE`."""
+    """i32[n]; slot * features of a slot + feature, from the image's first slot on, or `NEWLINE` or `MARK`."""
     size: tuple[int, int] | None = None
     """Height and width in pixels of the image that it is the layout of."""
+    marks: tuple[int, ...] = ()
+    """The tokens at the places of `MARK`."""
+
+    def tokens(self, image_token: int) -> np.ndarray:
+        """The tokens of the image: i32[n]."""
+        tokens = np.full(len(self.index), image_token, np.int32)
+        tokens[self.index == MARK] = self.marks
+        return tokens
 
     def placed(self, first_slot: int, slots: int, features: int) -> np.ndarray:
         """The index in a row: i32[n], as `Batch.image_index`.
@@ -42,7 +53,8 @@ class ImageLayout:
             slots: of the row.
             features: of a slot.
         """
-        return np.where(self.index == NEWLINE, slots * features, self.index + first_slot * features)
+        placed = np.where(self.index == NEWLINE, slots * features, self.index + first_slot * features)
+        return np.where(self.index == MARK, -1, placed)
 
 
 LayoutOf = Callable[[ImagePart], ImageLayout]

@@ -15,6 +15,7 @@ from data_pipelines.transforms.chat_template import render
 from data_pipelines.transforms.image import ImageTransformConfig, decode_image
 from data_pipelines.transforms.template_check import check_template
 from data_pipelines.transforms.templates import TEMPLATES, ChatTemplate
+from data_pipelines.transforms.tile_marks import marked, tile_tokens
 from data_pipelines.transforms.tiles import TiledImages
 from mllm_jax.checkpoint.layout import write_whole
 from mllm_jax.config import RunConfig, resolved_yaml
@@ -80,6 +81,7 @@ def make_ingredients(config: RunConfig) -> Ingredients:
     tokenizer = _tokenizer(config.model, templates)
     for template in templates:
         check_template(template, tokenizer)
+        marked(template, config.model.tiling, tokenizer)  # Raises where the tiles of an image cannot be marked.
     model = multimodal_config(config.model, tokenizer.vocabulary_size)
     if config.model.connector_weights is not None:
         check_connector_weights(config.model.connector_weights, model, tokenizer.vocabulary_size)
@@ -106,7 +108,9 @@ def _tokenizer(model: ModelChoice, templates: list[ChatTemplate]) -> Tokenizer:
         raise RunFileError(
             "model.tokenizer: is null, and so is model.decoder.weights: name a tokenizer or a decoder folder"
         )
-    around_images = dict.fromkeys(token for template in templates for token in template.image.tokens)
+    around_images = dict.fromkeys(
+        token for template in templates for token in (*template.image.tokens, *tile_tokens(template, model.tiling))
+    )
     return load_tokenizer(local_folder(path), added_tokens=(IMAGE_TOKEN, *around_images))
 
 
@@ -160,8 +164,8 @@ def _open_feed(config: RunConfig, model: MultimodalConfig, tokenizer: Tokenizer,
     mixture = stage.validation.mixture if validation and stage.validation else stage.mixture
     tokens = slot_features(model)
     transform = ImageTransformConfig.model_validate(config.model.image_transform)
-    template = TEMPLATES[stage.template or config.model.chat_template]
-    tiled = TiledImages(model.tiling, transform, tile_features(model), Storage()) if model.tiling else None
+    template, marks = marked(TEMPLATES[stage.template or config.model.chat_template], model.tiling, tokenizer)
+    tiled = TiledImages(model.tiling, transform, tile_features(model), Storage(), marks) if model.tiling else None
     laid_out = tiled.layout if tiled else tokens
     return Loader(
         config=data.stream(mixture=mixture, row_length=stage.row_length, images_per_row=stage.images_per_row),

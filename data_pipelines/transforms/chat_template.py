@@ -215,8 +215,9 @@ def _assemble(key: str, spans: Sequence[_Span], tokenizer: Tokenizer, image_toke
             image_starts.append(len(tokens))
             if callable(image_tokens):
                 layouts.append(image_tokens(span.value))
-            count = len(layouts[-1].index) if callable(image_tokens) else image_tokens
-            add([tokenizer.image_id] * count, span)
+                add(layouts[-1].tokens(tokenizer.image_id).tolist(), span)
+            else:
+                add([tokenizer.image_id] * image_tokens, span)
             swallows = tokenizer.swallows_space_behind(tokenizer.image_token)
         else:
             add([_special_id(span.value, tokenizer)], span)

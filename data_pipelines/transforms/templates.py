@@ -16,6 +16,17 @@ class Special(Config):
 Piece = str | Special
 
 
+class TileFormat(Config):
+    """What stands between the tiles of an image that is split; never learned."""
+
+    before: tuple[Piece, ...] = ()
+    """Before a tile of the grid; `{row}` and `{column}` in a special token's name are its own, from 1."""
+    row_end: str = ""
+    """After the last tile of a row."""
+    grid_end: str = ""
+    """After the last row, before the `before` of the whole image."""
+
+
 class ImageFormat(Config):
     """What stands around an image's tokens; never learned."""
 
@@ -25,6 +36,9 @@ class ImageFormat(Config):
     """Whether an image right after another goes without `before`: what ends the one begins the other."""
     lead: str = ""
     """Text that opens a text part right after an image, and is learned with it."""
+    tiles: TileFormat | None = None
+    """Of an image that is split: `before` stands before the tile that shows all of it, which comes last; None: nothing
+    stands between tiles, and `before` stands before all of them."""
 
     @property
     def bare(self) -> "ImageFormat":
@@ -153,12 +167,8 @@ CHATML = ChatTemplate(
     assistant=AnswerFormat(before=(IM_START, "assistant\n"), end=(IM_END,), after=("\n",)),
 )
 
-INTERNVL = CHATML.model_copy(
-    update={
-        "name": "internvl",
-        "image": ImageFormat(before=(Special(token="<img>"),), after=(Special(token="</img>"),)),
-    }
-)
+INTERNVL_IMAGE = ImageFormat(before=(Special(token="<img>"),), after=(Special(token="</img>"),))
+INTERNVL = CHATML.model_copy(update={"name": "internvl", "image": INTERNVL_IMAGE})
 
 QWEN2_VL = CHATML.model_copy(
     update={
@@ -172,7 +182,11 @@ QWEN2_VL = CHATML.model_copy(
 END_OF_UTTERANCE = Special(token="<end_of_utterance>")
 AROUND_IMAGE = Special(token="<fake_token_around_image>")
 IDEFICS2_IMAGE = ImageFormat(before=(AROUND_IMAGE,), after=(AROUND_IMAGE,), joined=True, lead=" ")
-IDEFICS3_IMAGE = ImageFormat(before=(AROUND_IMAGE, Special(token="<global-img>")), after=(AROUND_IMAGE,))
+IDEFICS3_IMAGE = ImageFormat(
+    before=(AROUND_IMAGE, Special(token="<global-img>")),
+    after=(AROUND_IMAGE,),
+    tiles=TileFormat(before=(AROUND_IMAGE, Special(token="<row_{row}_col_{column}>")), row_end="\n", grid_end="\n"),
+)
 
 IDEFICS3 = ChatTemplate(
     name="idefics3",
@@ -183,7 +197,7 @@ IDEFICS3 = ChatTemplate(
     image=IDEFICS3_IMAGE,
     separator="",
 )
-"""Idefics3's, for images that are not split."""
+"""Idefics3's, for images that are split and for those that are not."""
 
 IDEFICS2 = IDEFICS3.model_copy(update={"name": "idefics2", "start": (BOS,), "image": IDEFICS2_IMAGE})
 

@@ -8,33 +8,43 @@ from PIL import Image
 from data_pipelines.record import ImagePart
 from data_pipelines.rendered import ImageLayout
 from data_pipelines.storage import Storage
-from data_pipelines.transforms.image import RESAMPLING, ImageTransformConfig, decode_with, fit
+from data_pipelines.transforms.image import ImageTransformConfig, decode_with
 from data_pipelines.transforms.image_error import ImageError
 from data_pipelines.transforms.image_header import HEADER_BYTES, upright_size
-from data_pipelines.transforms.tiling import Size, TilingConfig, best_grid, fitted_size, image_layout
+from data_pipelines.transforms.separate_tiles import TileMarks
+from data_pipelines.transforms.tile_grid import Size
+from data_pipelines.transforms.tiling import TilingConfig, image_layout
 
 
 class TiledImages:
     """Images as a model with tiles takes them."""
 
-    def __init__(self, config: TilingConfig, transform: ImageTransformConfig, features: Size, storage: Storage) -> None:
+    def __init__(
+        self,
+        config: TilingConfig,
+        transform: ImageTransformConfig,
+        features: Size,
+        storage: Storage,
+        marks: TileMarks | None = None,
+    ) -> None:
         """
         Args:
             config: which grids, and what the decoder sees of them.
             transform: its size is that of a tile; it is how the base tile is made.
             features: rows and columns of what the connector makes of one tile.
             storage: where images are read from.
+            marks: what stands between the tiles; None: nothing does.
         """
         self.config = config
         self._transform = transform
         self._features = features
         self._storage = storage
+        self._marks = marks
 
     def fingerprint(self) -> dict[str, Any]:
         """What layouts depend on besides the images, as JSON."""
         return {
-            "grids": [list(grid) for grid in self.config.choices],
-            **self.config.model_dump(mode="json", include={"base", "newline", "unpad"}),
+            **self.config.fingerprint(),
             "tile": list(self._transform.size),
             "features": list(self._features),
         }
@@ -55,7 +65,7 @@ class TiledImages:
         if height * width > self._transform.max_pixels:
             detail = f"{width} x {height} takes {height * width} of {self._transform.max_pixels} pixels"
             raise ImageError("too_large", detail)
-        return image_layout((height, width), self.config, self._transform.size, self._features)
+        return image_layout((height, width), self.config, self._transform.size, self._features, self._marks)
 
     def decode(self, data: bytes, layout: ImageLayout) -> np.ndarray:
         """Decodes an image and cuts it into the tiles of its layout.
@@ -71,19 +81,6 @@ class TiledImages:
             size = image.height, image.width
             if size != layout.size:
                 raise ImageError("turned", f"height and width are {size}, but {layout.size} by the image's header")
-            return cut(image, self.config, self._transform)
+            return self.config.cut(image, self._transform)
 
         return decode_with(data, self._transform, arrange)
-
-
-def cut(image: Image.Image, config: TilingConfig, transform: ImageTransformConfig) -> np.ndarray:
-    """Cuts an RGB image into u8[S, H, W, 3]: the base tile, if there is one, and those of the grid row by row."""
-    height, width = transform.size
-    rows, columns = best_grid((image.height, image.width), config, transform.size)
-    area = rows * height, columns * width
-    scaled = fitted_size((image.height, image.width), area)
-    canvas = Image.new("RGB", area[::-1])
-    place = (area[1] - scaled[1]) // 2, (area[0] - scaled[0]) // 2
-    canvas.paste(image.resize(scaled[::-1], RESAMPLING[transform.resample]), place)
-    tiles = np.asarray(canvas).reshape(rows, height, columns, width, 3).swapaxes(1, 2).reshape(-1, height, width, 3)
-    return np.concatenate([np.asarray(fit(image, transform))[None], tiles]) if config.base else tiles

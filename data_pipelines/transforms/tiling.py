@@ -1,111 +1,42 @@
-"""Images of any size as several tiles of the encoder's: which grid, and which features the decoder sees (LLaVA-NeXT).
+"""The ways in which an image becomes several tiles of the encoder's size, by `kind`."""
 
-An image is scaled into a grid of tiles, padded to fill it and cut; a base tile shows the whole of it. The features of
-the tiles are merged to one picture, what shows padding is cut off, and a learned newline ends every row of it
-(https://llava-vl.github.io/blog/2024-01-30-llava-next/). Sizes and grids are (height, width) and (rows, columns).
-"""
+from typing import Annotated, Any
 
-import math
-from typing import Annotated
+from pydantic import BeforeValidator, Field
 
-import numpy as np
-from pydantic import Field
-
-from data_pipelines.config_class import Config
-from data_pipelines.rendered import NEWLINE, ImageLayout
-from data_pipelines.transforms.image_error import ImageError
-
-Size = tuple[int, int]
-Tiles = Annotated[int, Field(gt=0)]
+from data_pipelines.rendered import ImageLayout
+from data_pipelines.transforms.anyres import AnyResConfig
+from data_pipelines.transforms.dynamic import DynamicConfig
+from data_pipelines.transforms.separate_tiles import TileMarks
+from data_pipelines.transforms.splitting import SplittingConfig
+from data_pipelines.transforms.tile_grid import Size
 
 
-class TilingConfig(Config):
-    """How an image becomes several tiles, and what of their features the decoder sees."""
-
-    grids: tuple[tuple[Tiles, Tiles], ...] = Field(default=((1, 2), (2, 1), (2, 2), (3, 1), (1, 3)), min_length=1)
-    """Grids (rows, columns of tiles) to choose from: the one that shows most pixels of the image, then the smallest;
-    the first of those that are alike."""
-    max_tiles: int | None = Field(default=None, gt=0)
-    """Choose among all grids of at most this many tiles, instead of `grids`."""
-    base: bool = True
-    """Whether a tile that shows the whole image comes before those of the grid."""
-    newline: bool = True
-    """Whether a learned embedding ends every row of the merged grid."""
-    unpad: bool = True
-    """Whether features that show only padding are cut off."""
-
-    @property
-    def choices(self) -> tuple[Size, ...]:
-        """The grids to choose from."""
-        if self.max_tiles is None:
-            return self.grids
-        sides = range(1, self.max_tiles + 1)
-        return tuple((rows, columns) for rows in sides for columns in sides if rows * columns <= self.max_tiles)
-
-    @property
-    def most_slots(self) -> int:
-        """Image slots that an image takes at most."""
-        return max(rows * columns for rows, columns in self.choices) + self.base
+def _of_a_kind(value: Any) -> Any:
+    return {"kind": "anyres"} | value if isinstance(value, dict) else value
 
 
-def best_grid(size: Size, config: TilingConfig, tile: Size) -> Size:
-    """Rows and columns of the grid for an image.
+TilingConfig = Annotated[
+    AnyResConfig | SplittingConfig | DynamicConfig, Field(discriminator="kind"), BeforeValidator(_of_a_kind)
+]
+"""One that does not say its kind is `anyres`."""
+
+
+def image_layout(
+    size: Size, config: TilingConfig, tile: Size, features: Size, marks: TileMarks | None = None
+) -> ImageLayout:
+    """The one place that says how many slots and tokens an image takes, and which feature or mark each token is.
 
     Args:
         size: of the image in pixels.
-        tile: of a tile in pixels.
-    """
-    height, width = size
-
-    def merit(grid: Size) -> tuple[int, int]:
-        area = grid[0] * tile[0], grid[1] * tile[1]
-        scale = min(area[1] / width, area[0] / height)
-        effective = min(int(width * scale) * int(height * scale), width * height)
-        return effective, -area[0] * area[1]
-
-    return max(config.choices, key=merit)
-
-
-def fitted_size(size: Size, area: Size) -> Size:
-    """Height and width to which an image is scaled so that it just fits into `area`, all in pixels."""
-    down, across = area[0] / size[0], area[1] / size[1]
-    if across < down:
-        return min(math.ceil(size[0] * across), area[0]), area[1]
-    return area[0], min(math.ceil(size[1] * down), area[1])
-
-
-def image_layout(size: Size, config: TilingConfig, tile: Size, features: Size) -> ImageLayout:
-    """The one place that says how many slots and tokens an image takes, and which feature each token is.
-
-    Args:
-        size: of the image in pixels.
+        config: how it is tiled.
         tile: of a tile in pixels.
         features: rows and columns of what the connector makes of one tile.
+        marks: what stands between the tiles (`tile_marks`); None: nothing does.
 
     Raises:
         ImageError: "too_thin": an image that is all padding, where there is no base tile to show it.
     """
-    rows, columns = best_grid(size, config, tile)
-    count = features[0] * features[1]
-    tiles = (np.arange(rows * columns * count, dtype=np.int32) + config.base * count).reshape(rows, columns, *features)
-    merged = tiles.swapaxes(1, 2).reshape(rows * features[0], columns * features[1])
-    if config.unpad:
-        merged = _unpadded(merged, size)
-    if config.newline:
-        merged = np.pad(merged, ((0, 0), (0, 1)), constant_values=NEWLINE)
-    if not merged.size and not config.base:
-        raise ImageError("too_thin", f"{size[1]} x {size[0]} shows less than a row of features in its tiles")
-    base = np.arange(config.base * count, dtype=np.int32)
-    return ImageLayout(rows * columns + config.base, np.concatenate([base, merged.reshape(-1)]), size)
-
-
-def _unpadded(merged: np.ndarray, size: Size) -> np.ndarray:
-    """Cuts off the rows above and below, or the columns beside, that an image of `size` does not reach."""
-    height, width = size
-    rows, columns = merged.shape
-    # An image of the grid's own shape may come out a little below a whole number of rows.
-    if width / height > columns / rows:
-        margin = (rows - int(round(height * (columns / width), 7))) // 2
-        return merged[margin : rows - margin]
-    margin = (columns - int(round(width * (rows / height), 7))) // 2
-    return merged[:, margin : columns - margin]
+    if isinstance(config, AnyResConfig):
+        return config.layout(size, tile, features)
+    return config.layout(size, tile, features[0] * features[1], marks)

@@ -15,6 +15,7 @@ from data_pipelines.tokenizer import Tokenizer
 from data_pipelines.transforms.chat_template import render, render_prompt, stop_ids
 from data_pipelines.transforms.image import ImageTransformConfig, decode_image
 from data_pipelines.transforms.templates import ChatTemplate
+from data_pipelines.transforms.tile_marks import marked
 from data_pipelines.transforms.tiles import TiledImages
 from mllm_jax.generation.decode import DecodingConfig, LanguageModel, check_prompt, generate, stream
 from mllm_jax.generation.prompts import Prompt
@@ -62,8 +63,10 @@ class Answerer:
             )
         self.loaded = loaded
         self.decoding = decoding
-        self.template: ChatTemplate = loaded.chat_template
         self.tokenizer: Tokenizer = loaded.tokenizer
+        tiling = loaded.config.tiling if isinstance(loaded.config, MultimodalConfig) else None
+        self.template: ChatTemplate
+        self.template, self._marks = marked(loaded.chat_template, tiling, self.tokenizer)
         self.model: LanguageModel = make_model(loaded.config, dtype=loaded.compute_dtype)  # type: ignore[assignment]
         # Widening is exact; left to the compiled step, it would be done again for every token.
         self.parameters = _widened(loaded.parameters, loaded.compute_dtype)
@@ -117,7 +120,7 @@ class Answerer:
         config = self.loaded.config
         if not isinstance(config, MultimodalConfig) or config.tiling is None:
             return None
-        return TiledImages(config.tiling, self.image_transform, tile_features(config), self._storage)
+        return TiledImages(config.tiling, self.image_transform, tile_features(config), self._storage, self._marks)
 
     def answer(self, prompts: Sequence[Prompt]) -> list[Answer]:
         """Answer prompts, `decoding.rows` at a time."""

@@ -84,18 +84,18 @@ def _written_template(loaded: LoadedModel, tokenizer: Tokenizer, family: Family[
     if template is None or not isinstance(family, MultimodalFamily):
         return None if template is None else jinja(template, tokenizer)
     processor = family.processor
+    assert isinstance(loaded.config, MultimodalConfig)
     if processor.template is not None:
         _require_template(family.name, template, processor.template, tokenizer)
         return question_jinja(template, tokenizer)
     if processor.surrounds is not None:
-        if template.image != processor.surrounds:
+        if _seen(template.image, loaded.config) != _seen(processor.surrounds, loaded.config):
             raise ValueError(
                 f"transformers' processor of {family.name} writes {_spelled(processor.surrounds)} around an image, but "
                 f"the model's chat template {template.name!r} has {_spelled(template.image)}; train with a template "
                 "that has the same."
             )
         template = template.model_copy(update={"image": template.image.bare})
-    assert isinstance(loaded.config, MultimodalConfig)
     return jinja(template, tokenizer, 1 if processor.expands_images else image_tokens(loaded.config))
 
 
@@ -115,12 +115,19 @@ def _require_template(family: str, found: ChatTemplate, expected: ChatTemplate, 
         )
 
 
+def _seen(around: ImageFormat, config: MultimodalConfig) -> ImageFormat:
+    """What a model's conversations show of a format: nothing between tiles that its images do not have."""
+    return around if config.tiling is not None else around.model_copy(update={"tiles": None})
+
+
 def _spelled(around: ImageFormat) -> str:
-    before, after = (
+    between = () if around.tiles is None else around.tiles.before
+    before, tile, after = (
         "".join(piece if isinstance(piece, str) else piece.token or "" for piece in pieces)
-        for pieces in (around.before, around.after)
+        for pieces in (around.before, between, around.after)
     )
-    spelled = f"{before}...{after}" if before or after else "nothing"
+    tiles = f" ({tile}... for its tiles)" if tile else ""
+    spelled = f"{before}...{after}{tiles}" if before or after else "nothing"
     if around.joined:
         spelled += " (once between two images)"
     return f"{spelled} (and {around.lead!r} before text)" if around.lead else spelled

@@ -98,7 +98,8 @@ def _processed(model: MultimodalConfig, family: MultimodalFamily, preprocessor: 
     if size is not None and size != encoder.image_size:
         table = encoder.table_grid if encoder.positions == "learned" else None
         encoder = encoder.model_copy(update={"image_size": size, "position_grid": table})
-    model = model.model_copy(update={"encoder": encoder})
+    tiling = family.processor.tiling(preprocessor) or model.tiling
+    model = MultimodalConfig.model_validate(dict(model) | {"encoder": encoder, "tiling": tiling})
     family.to_hugging_face(model)  # Raises where transformers does not resize this family's tables.
     return model
 

@@ -9,7 +9,10 @@ from jaxtyping import Array, Bool, Float, Float32, Int, UInt8, jaxtyped
 from pydantic import model_validator
 
 from data_pipelines.config_class import Config
-from data_pipelines.transforms.tiling import Size, TilingConfig, image_layout
+from data_pipelines.transforms.anyres import AnyResConfig
+from data_pipelines.transforms.separate_tiles import TileMarks
+from data_pipelines.transforms.tile_grid import Size
+from data_pipelines.transforms.tiling import TilingConfig, image_layout
 from mllm_jax.models.connectors.choice import ConnectorConfig, added_weights, is_merged, make_connector
 from mllm_jax.models.connectors.linear import LinearConfig
 from mllm_jax.models.connectors.mlp import MLPConfig
@@ -37,6 +40,7 @@ class MultimodalConfig(Config):
         slot_features(self)  # Raises where the encoder's patches do not suit the connector.
         if self.tiling is not None:
             tile_features(self)
+            self.tiling.check_tile(self.encoder.image_size)
         if self.decoder.rotary_sections is not None:
             token_grid(self)
         added = added_weights(self.connector)
@@ -50,18 +54,27 @@ def slot_features(config: MultimodalConfig) -> int:
     return config.connector.tokens(config.encoder.feature_grid)
 
 
-def tile_features(config: MultimodalConfig) -> tuple[int, int]:
-    """Rows and columns of what the connector makes of one tile.
+def tile_features(config: MultimodalConfig) -> Size:
+    """Rows and columns of what the connector makes of one tile; one row where tiles are not merged.
 
     Raises:
-        ValueError: they are no rows and columns, so that tiles cannot be merged.
+        ValueError: they are no rows and columns, so that tiles cannot be merged, or the decoder does not read them
+            where they stand.
     """
+    kind, count = config.connector.kind, slot_features(config)
+    if not isinstance(config.tiling, AnyResConfig):
+        if not is_merged(config.connector):
+            raise ValueError(
+                f"an image of several tiles stands in several slots, of which a connector of kind {kind!r} shows the "
+                "decoder the latest only; take another connector, or no tiling"
+            )
+        return 1, count
     rows, columns, extra = config.encoder.feature_grid
-    if extra or slot_features(config) != rows * columns:
+    if extra or count != rows * columns:
         raise ValueError(
-            f"tiles are merged row by row, but a connector of kind {config.connector.kind!r} makes "
-            f"{slot_features(config)} features of a tile of {rows} x {columns} patches and {extra} more; take a "
-            "connector that makes one of each patch, and set encoder.features.keep_class_token to false"
+            f"tiles are merged row by row, but a connector of kind {kind!r} makes {count} features of a tile of "
+            f"{rows} x {columns} patches and {extra} more; take a connector that makes one of each patch, and set "
+            "encoder.features.keep_class_token to false"
         )
     return rows, columns
 
@@ -82,12 +95,13 @@ def token_grid(config: MultimodalConfig) -> tuple[int, int]:
     return grid.rows // factor, grid.columns // factor
 
 
-def image_tokens(config: MultimodalConfig, size: Size | None = None) -> int:
+def image_tokens(config: MultimodalConfig, size: Size | None = None, marks: TileMarks | None = None) -> int:
     """Decoder tokens that one image takes: the one count that packer, model and exporter share.
 
     Args:
         config: of the model.
         size: height and width of the image in pixels, by which a model with tiles counts.
+        marks: what the chat template writes between tiles (`tile_marks.marked`), which is counted too.
 
     Raises:
         ValueError: the model has tiles, and no size is given.
@@ -96,7 +110,8 @@ def image_tokens(config: MultimodalConfig, size: Size | None = None) -> int:
         return slot_features(config)
     if size is None:
         raise ValueError("how many tokens an image takes in a model with tiles depends on the image's size")
-    return len(image_layout(size, config.tiling, config.encoder.image_size, tile_features(config)).index)
+    layout = image_layout(size, config.tiling, config.encoder.image_size, tile_features(config), marks)
+    return len(layout.index)
 
 
 class Multimodal(nn.Module):

@@ -17,14 +17,15 @@ from data_pipelines.record import ByteRange, ImagePart, Record, TextPart, Turn
 from data_pipelines.rendered import NEWLINE, ImageLayout
 from data_pipelines.sources.webdataset import WebDatasetConfig
 from data_pipelines.storage import Storage
+from data_pipelines.transforms.anyres import AnyResConfig
 from data_pipelines.transforms.chat_template import TEMPLATES, render, render_prompt
 from data_pipelines.transforms.image import ImageTransformConfig
-from data_pipelines.transforms.tiles import TiledImages, cut
-from data_pipelines.transforms.tiling import TilingConfig, image_layout
+from data_pipelines.transforms.tiles import TiledImages
+from data_pipelines.transforms.tiling import image_layout
 from tests.support.small_tokenizers import small_tokenizer
 from tests.support.tiny_stream import pair, stream_config, tar_bytes
 
-TILING = TilingConfig(grids=((1, 2), (2, 1), (2, 2)))
+TILING = AnyResConfig(grids=((1, 2), (2, 1), (2, 2)))
 TRANSFORM = ImageTransformConfig(size=(8, 8))
 FEATURES = (2, 2)
 
@@ -97,7 +98,7 @@ def test_every_token_of_a_tiled_image_names_its_feature_and_every_slot_holds_its
             assert (
                 index[layout.index != NEWLINE].tolist() == (layout.index[layout.index != NEWLINE] + slot * 4).tolist()
             )
-            tiles = cut(image, TILING, TRANSFORM)
+            tiles = TILING.cut(image, TRANSFORM)
             np.testing.assert_array_equal(batch.images[row, slot : slot + layout.slots], tiles)
             slot += layout.slots
         assert batch.image_mask[row].tolist() == [number < slot for number in range(12)]
@@ -123,7 +124,7 @@ def test_a_resumed_tiled_stream_gives_identical_batches(sources, tokenizer, stop
 def test_another_tiling_does_not_go_on_with_a_stream(sources, tokenizer):
     (loaded,) = load(sources, preparation(tokenizer), 1)
 
-    for other in (TilingConfig(grids=((2, 2),)), TILING.model_copy(update={"newline": False})):
+    for other in (AnyResConfig(grids=((2, 2),)), TILING.model_copy(update={"newline": False})):
         with pytest.raises(PositionMismatchError, match=r"tiling\.(grids|newline): was"):
             load(sources, preparation(tokenizer, other), 1, loaded.position.to_json())
 

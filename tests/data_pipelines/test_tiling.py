@@ -16,12 +16,13 @@ from transformers.models.llava_next.processing_llava_next import LlavaNextProces
 from data_pipelines.record import ByteRange, ImagePart
 from data_pipelines.rendered import NEWLINE, ImageLayout
 from data_pipelines.storage import Storage
+from data_pipelines.transforms.anyres import AnyResConfig, best_grid
 from data_pipelines.transforms.image import ImageTransformConfig, decode_image
 from data_pipelines.transforms.image_error import ImageError
-from data_pipelines.transforms.tiles import TiledImages, cut
-from data_pipelines.transforms.tiling import TilingConfig, best_grid, image_layout
+from data_pipelines.transforms.tiles import TiledImages
+from data_pipelines.transforms.tiling import image_layout
 
-LLAVA_NEXT = TilingConfig()
+LLAVA_NEXT = AnyResConfig()
 GRIDS = st.lists(st.tuples(st.integers(1, 4), st.integers(1, 4)), min_size=1, max_size=6, unique=True)
 SIZES = st.tuples(st.integers(1, 900), st.integers(1, 900))
 
@@ -30,11 +31,11 @@ def picture(size: tuple[int, int], seed: int = 0) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8))
 
 
-def pinpoints(config: TilingConfig, side: int) -> list[list[int]]:
+def pinpoints(config: AnyResConfig, side: int) -> list[list[int]]:
     return [[rows * side, columns * side] for rows, columns in config.choices]
 
 
-def their_layout(size: tuple[int, int], config: TilingConfig, side: int, patches: int) -> list[int]:
+def their_layout(size: tuple[int, int], config: AnyResConfig, side: int, patches: int) -> list[int]:
     """What their model gathers, from features that hold their own numbers."""
     rows, columns = best_grid(size, config, (side, side))
     features = torch.arange((1 + rows * columns) * patches**2, dtype=torch.float32)
@@ -50,7 +51,7 @@ def their_layout(size: tuple[int, int], config: TilingConfig, side: int, patches
     return packed[0][:, 0].int().tolist()
 
 
-def their_count(size: tuple[int, int], config: TilingConfig, side: int, patches: int) -> int:
+def their_count(size: tuple[int, int], config: AnyResConfig, side: int, patches: int) -> int:
     processor = SimpleNamespace(
         image_processor=SimpleNamespace(image_grid_pinpoints=pinpoints(config, side)),
         patch_size=side // patches,
@@ -78,7 +79,7 @@ def test_a_square_of_672_pixels_takes_2928_tokens():
 @example(size=(1, 900), grids=[(2, 2)], patches=4)
 @example(size=(333, 500), grids=[(1, 2), (2, 1), (2, 2), (3, 1), (1, 3)], patches=24)
 def test_layouts_are_those_of_transformers(size, grids, patches):
-    config = TilingConfig(grids=tuple(grids))
+    config = AnyResConfig(grids=tuple(grids))
     side = 14 * patches
     layout = image_layout(size, config, (side, side), (patches, patches))
 
@@ -92,7 +93,7 @@ def test_layouts_are_those_of_transformers(size, grids, patches):
 @example(size=(1, 90), grids=[(1, 2)])
 @example(size=(33, 50), grids=[(1, 2), (2, 2)])
 def test_tiles_are_those_of_transformers_to_the_byte(size, grids):
-    config, side = TilingConfig(grids=tuple(grids)), 12
+    config, side = AnyResConfig(grids=tuple(grids)), 12
     image = picture(size)
     processor = LlavaNextImageProcessorPil(
         size={"shortest_edge": side},
@@ -102,7 +103,7 @@ def test_tiles_are_those_of_transformers_to_the_byte(size, grids):
         do_normalize=False,
     )
     theirs = processor(image, return_tensors="np")
-    ours = cut(image, config, ImageTransformConfig(size=(side, side)))
+    ours = config.cut(image, ImageTransformConfig(size=(side, side)))
 
     assert tuple(theirs["image_sizes"][0]) == size
     np.testing.assert_array_equal(ours, theirs["pixel_values"][0].transpose(0, 2, 3, 1))
@@ -110,11 +111,11 @@ def test_tiles_are_those_of_transformers_to_the_byte(size, grids):
 
 def test_the_parts_of_a_layout_can_be_left_out():
     size, tile, features = (30, 40), (12, 12), (3, 3)
-    whole = image_layout(size, TilingConfig(grids=((2, 2),)), tile, features)
+    whole = image_layout(size, AnyResConfig(grids=((2, 2),)), tile, features)
     rows, columns = 6 - 2, 6  # 18 of 24 pixels are 4.5 of 6 rows, so that one is cut off above and one below.
 
     def made(**changes) -> ImageLayout:
-        return image_layout(size, TilingConfig(grids=((2, 2),), **changes), tile, features)
+        return image_layout(size, AnyResConfig(grids=((2, 2),), **changes), tile, features)
 
     assert (whole.slots, len(whole.index)) == (5, 9 + rows * (columns + 1))
     assert (made(base=False).slots, len(made(base=False).index)) == (4, rows * (columns + 1))
@@ -124,17 +125,17 @@ def test_the_parts_of_a_layout_can_be_left_out():
 
 
 def test_tiles_need_not_be_square():
-    layout = image_layout((20, 90), TilingConfig(grids=((1, 2),), newline=False), (12, 24), (2, 5))
+    layout = image_layout((20, 90), AnyResConfig(grids=((1, 2),), newline=False), (12, 24), (2, 5))
 
     assert layout.slots == 3
     assert layout.index[:10].tolist() == list(range(10))
     assert layout.index[10:20].tolist() == [10, 11, 12, 13, 14, 20, 21, 22, 23, 24]
-    tiles = cut(picture((20, 90)), TilingConfig(grids=((1, 2),)), ImageTransformConfig(size=(12, 24)))
+    tiles = AnyResConfig(grids=((1, 2),)).cut(picture((20, 90)), ImageTransformConfig(size=(12, 24)))
     assert tiles.shape == (3, 12, 24, 3)
 
 
 def test_a_number_of_tiles_stands_for_every_grid_within_it():
-    config = TilingConfig(max_tiles=4)
+    config = AnyResConfig(max_tiles=4)
 
     assert config.choices == ((1, 1), (1, 2), (1, 3), (1, 4), (2, 1), (2, 2), (3, 1), (4, 1))
     assert best_grid((10, 10), config, (12, 12)) == (1, 1), "more tiles would show no more of a small image"
@@ -151,7 +152,7 @@ def test_the_layout_in_a_row_counts_from_the_first_slot_and_puts_the_newline_las
 
 def test_an_image_thinner_than_a_feature_is_refused_where_no_base_shows_it():
     with pytest.raises(ImageError, match="too_thin"):
-        image_layout((1, 900), TilingConfig(grids=((2, 2),), base=False), (16, 16), (4, 4))
+        image_layout((1, 900), AnyResConfig(grids=((2, 2),), base=False), (16, 16), (4, 4))
 
 
 # Reading sizes from headers

@@ -11,8 +11,8 @@ import torch
 import transformers
 
 from data_pipelines.record import Record, Turn
+from data_pipelines.transforms.anyres import AnyResConfig
 from data_pipelines.transforms.templates import VICUNA_V1
-from data_pipelines.transforms.tiling import TilingConfig
 from mllm_jax.generation.answering import Answerer, user_parts
 from mllm_jax.generation.chat import ChatSession, image_part
 from mllm_jax.generation.decode import DecodingConfig
@@ -89,7 +89,7 @@ def test_import_export_import_keeps_every_bit(folders: tuple[Path, Path], tmp_pa
     first = load_model(tmp_path / "imported", chat_template=VICUNA_V1)
     again = load_model(folders[1])
 
-    assert first.config.tiling == TilingConfig(grids=((1, 2), (2, 1), (2, 2)))
+    assert first.config.tiling == AnyResConfig(grids=((1, 2), (2, 1), (2, 2)))
     assert again.description == first.description
     assert jax.tree.all(jax.tree.map(np.array_equal, again.parameters, first.parameters))
 

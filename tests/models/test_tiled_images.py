@@ -9,7 +9,8 @@ import pytest
 from pydantic import ValidationError
 
 from data_pipelines.rendered import NEWLINE
-from data_pipelines.transforms.tiling import TilingConfig, image_layout
+from data_pipelines.transforms.anyres import AnyResConfig
+from data_pipelines.transforms.tiling import image_layout
 from mllm_jax.generation.decode import DecodingConfig, generate
 from mllm_jax.generation.prompts import Prompt, pad_prompts
 from mllm_jax.models.connectors.mlp import MLPConfig
@@ -27,7 +28,7 @@ CONFIG = MultimodalConfig(
     decoder=DecoderConfig(
         vocab_size=40, width=18, layers=2, heads=3, kv_heads=1, head_width=6, feed_forward_width=20, max_positions=256
     ),
-    tiling=TilingConfig(grids=((1, 2), (2, 1), (2, 2))),
+    tiling=AnyResConfig(grids=((1, 2), (2, 1), (2, 2))),
 )
 MODEL = Multimodal(CONFIG)
 SIZES = ((9, 30), (25, 7), (40, 41), (8, 12))
@@ -53,7 +54,7 @@ def drawn_prompt(seed: int, sizes: tuple[tuple[int, int], ...]) -> Prompt:
 def test_the_newline_is_a_parameter_of_the_connector_only_where_the_config_has_one():
     paths = {
         name: sorted(abstract_parameters(CONFIG.model_copy(update={"tiling": tiling}))["connector"])
-        for name, tiling in (("none", None), ("tiled", CONFIG.tiling), ("bare", TilingConfig(newline=False)))
+        for name, tiling in (("none", None), ("tiled", CONFIG.tiling), ("bare", AnyResConfig(newline=False)))
     }
     assert paths["none"] == paths["bare"] == ["layers_0", "layers_1"]
     assert paths["tiled"] == ["layers_0", "layers_1", "newline"]
@@ -62,7 +63,7 @@ def test_the_newline_is_a_parameter_of_the_connector_only_where_the_config_has_o
 
 
 def test_an_image_takes_as_many_tokens_as_its_size_asks_for():
-    large = MultimodalConfig(encoder=ENCODERS["clip_vit_l14_336"], decoder=DECODERS["vicuna_7b"], tiling=TilingConfig())
+    large = MultimodalConfig(encoder=ENCODERS["clip_vit_l14_336"], decoder=DECODERS["vicuna_7b"], tiling=AnyResConfig())
     assert slot_features(large) == 576
     assert image_tokens(large, (672, 672)) == 2928
     assert image_tokens(large, (336, 1008)) == 576 + 3 * 576 + 24

@@ -12,7 +12,8 @@ import transformers
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from data_pipelines.transforms.tiling import TilingConfig, image_layout
+from data_pipelines.transforms.anyres import AnyResConfig
+from data_pipelines.transforms.tiling import image_layout
 from mllm_jax.generation.prompts import Prompt, pad_prompts
 from mllm_jax.interop.families.choice import family_of_config, family_of_folder
 from mllm_jax.interop.families.family import FamilyError
@@ -139,13 +140,13 @@ def test_exported_weights_are_the_imported_ones(llava_next: tuple[Path, Any], sc
 
 
 def test_the_tiling_is_that_of_the_config(llava_next: tuple[Path, Any]) -> None:
-    assert read_config(llava_next[0]).tiling == TilingConfig(grids=GRIDS)
+    assert read_config(llava_next[0]).tiling == AnyResConfig(grids=GRIDS)
     published = {
         "model_type": "llava_next",
         "vision_config": {"model_type": "clip_vision_model", "image_size": 336, "patch_size": 14},
         "text_config": {"model_type": "llama"},
     }
-    assert family_of_folder(published).from_hugging_face(published).tiling == TilingConfig()
+    assert family_of_folder(published).from_hugging_face(published).tiling == AnyResConfig()
 
 
 def test_what_a_llava_next_cannot_be_is_refused(tmp_path: Path) -> None:

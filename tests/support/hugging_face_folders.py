@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 SPECIAL_TOKENS = (
     *("<unk>", "<s>", "</s>", "<pad>", "<image>", "<|im_start|>", "<|im_end|>"),
     *("<fake_token_around_image>", "<global-img>", "<end_of_utterance>", "<img>", "</img>", "<IMG_CONTEXT>"),
+    *(f"<row_{row}_col_{column}>" for row in range(1, 4) for column in range(1, 4)),
 )
 CORPUS = (
     "What colour is the digit? red blue green yellow white",

@@ -85,8 +85,8 @@ def family_of_config(config: ModelConfig) -> Family[Any]:
 
 
 def _agree_on_tiles(composite: CompositeFamily, config: MultimodalConfig) -> None:
-    if composite.tiled != (config.tiling is not None):
-        tiles = "several tiles" if composite.tiled else "one whole"
+    if (config.tiling and config.tiling.kind) not in composite.tilings:
+        tiles = " or ".join(f"several tiles ({kind})" if kind else "one whole" for kind in composite.tilings)
         names = ", ".join(composite.model_types)
         raise FamilyError(
             f"{names}: these models take an image as {tiles}, but this one's tiling is {config.tiling!r}."

@@ -7,6 +7,7 @@ from typing import Any
 from data_pipelines.tokenizer import IMAGE_TOKEN
 from data_pipelines.transforms.image import ImageTransformConfig
 from data_pipelines.transforms.templates import ChatTemplate, ImageFormat
+from data_pipelines.transforms.tiling import TilingConfig
 from mllm_jax.interop.families.family import Family, FamilyError, HuggingFaceConfig
 from mllm_jax.interop.rules import Rule, Table
 from mllm_jax.models.fused import FusedConfig
@@ -34,11 +35,13 @@ class Processor:
     named_tokens: Mapping[str, str] = field(default_factory=dict)
     """Attributes that transformers' processor looks for in the tokenizer beside `image_token`, and their tokens."""
     surrounds: ImageFormat | None = None
-    """What transformers' processor itself writes around an image; None: nothing, so that the exported chat template
-    writes it."""
+    """What transformers' processor itself writes around an image and its tiles; None: nothing, so that the exported
+    chat template writes it."""
     template: ChatTemplate | None = None
     """The only chat template there is, where transformers' processor itself writes all of it but the content of one
     question; None: a folder's Jinja text says."""
+    tiling: Callable[[ProcessorConfig], TilingConfig | None] = lambda preprocessor: None
+    """How an image processor tiles images; None: it does not, or config.json says it."""
 
 
 _TRANSFORMERS_5 = (
@@ -102,7 +105,7 @@ class CompositeFamily:
     of_config: Callable[[MultimodalConfig], MultimodalFamily]
     """The family as which a model of ours may be exported; raises FamilyError for parts that have no family. Whether
     the whole is one of the family is what its `to_hugging_face` says."""
-    tiled: bool = False
-    """Whether its models take images as tiles; none of the others do."""
+    tilings: tuple[str | None, ...] = (None,)
+    """The kinds of tiling that its models may have; None: an image is one whole."""
     accepts: Callable[[HuggingFaceConfig], bool] = lambda config: True
     """Tells apart families of one `model_type`."""

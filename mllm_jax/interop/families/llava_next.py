@@ -3,8 +3,8 @@
 from dataclasses import replace
 from typing import Any
 
+from data_pipelines.transforms.anyres import AnyResConfig
 from data_pipelines.transforms.image import ImageTransformConfig
-from data_pipelines.transforms.tiling import TilingConfig
 from mllm_jax.interop.families.composite import CompositeFamily, MultimodalFamily, Processor, ProcessorConfig
 from mllm_jax.interop.families.family import FamilyError, HuggingFaceConfig
 from mllm_jax.interop.families.llava import LLAVA
@@ -28,7 +28,7 @@ def llava_next(whole: MultimodalFamily) -> MultimodalFamily:
                 "LLaVA-NeXT: vision_feature_select_strategy 'full' would put this vision tower's class token among "
                 "the patches of a tile; only 'default' can be imported."
             )
-        tiling = TilingConfig(grids=_grids(config.get("image_grid_pinpoints") or _GRIDS, model.encoder.image_size))
+        tiling = AnyResConfig(grids=_grids(config.get("image_grid_pinpoints") or _GRIDS, model.encoder.image_size))
         return model.model_copy(update={"tiling": tiling})
 
     def to_hugging_face(config: MultimodalConfig) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def _grids(pinpoints: Any, tile: tuple[int, int]) -> tuple[tuple[int, int], ...]
 
 def _their_grids(config: MultimodalConfig) -> list[list[int]]:
     tiling, (height, width) = config.tiling, config.encoder.image_size
-    if tiling is None or not (tiling.base and tiling.newline and tiling.unpad):
+    if not isinstance(tiling, AnyResConfig) or not (tiling.base and tiling.newline and tiling.unpad):
         raise FamilyError(
             "LLaVA-NeXT models have tiles, with a base tile, newlines and padding cut off, but this one has tiling "
             f"{tiling!r}."
@@ -115,5 +115,5 @@ LLAVA_NEXT = CompositeFamily(
     ("llava_next",),
     of_folder=lambda config: llava_next(LLAVA.of_folder(config)),
     of_config=lambda config: llava_next(LLAVA.of_config(config)),
-    tiled=True,
+    tilings=("anyres",),
 )
