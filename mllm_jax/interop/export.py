@@ -58,9 +58,8 @@ def _files(loaded: LoadedModel, family: Family[Any], dtype: Any) -> dict[str, by
     values: dict[str, Any] = {"config.json": config}
     files: dict[str, bytes] = {}
     if loaded.tokenizer is not None and not isinstance(loaded.config, ViTConfig):
-        named_tokens = family.processor.named_tokens if isinstance(family, MultimodalFamily) else None
         template = _written_template(loaded, loaded.tokenizer, family)
-        files |= loaded.tokenizer.hugging_face_files(template, named_tokens)
+        files |= loaded.tokenizer.hugging_face_files(template, _token_names(loaded, family))
         tokens = _token_ids(loaded)
         values["generation_config.json"] = {**tokens, "do_sample": False}
         text = config if isinstance(loaded.config, DecoderConfig) else config.get("text_config", config)
@@ -83,20 +82,29 @@ def _written_template(loaded: LoadedModel, tokenizer: Tokenizer, family: Family[
     template = loaded.chat_template
     if template is None or not isinstance(family, MultimodalFamily):
         return None if template is None else jinja(template, tokenizer)
-    processor = family.processor
     assert isinstance(loaded.config, MultimodalConfig)
-    if processor.template is not None:
-        _require_template(family.name, template, processor.template, tokenizer)
+    if family.processor.template is not None:
+        _require_template(family.name, template, family.processor.template, tokenizer)
         return question_jinja(template, tokenizer)
-    if processor.surrounds is not None:
-        if _seen(template.image, loaded.config) != _seen(processor.surrounds, loaded.config):
+    surrounds = family.processor.surrounds(loaded.config)
+    if surrounds is not None:
+        if _seen(template.image, loaded.config) != _seen(surrounds, loaded.config):
             raise ValueError(
-                f"transformers' processor of {family.name} writes {_spelled(processor.surrounds)} around an image, but "
+                f"transformers' processor of {family.name} writes {_spelled(surrounds)} around an image, but "
                 f"the model's chat template {template.name!r} has {_spelled(template.image)}; train with a template "
                 "that has the same."
             )
         template = template.model_copy(update={"image": template.image.bare})
-    return jinja(template, tokenizer, 1 if processor.expands_images else image_tokens(loaded.config))
+    return jinja(template, tokenizer, 1 if family.processor.expands_images else image_tokens(loaded.config))
+
+
+def _token_names(loaded: LoadedModel, family: Family[Any]) -> dict[str, str]:
+    """The special tokens that transformers' processor asks the tokenizer for, by its names for them."""
+    if not isinstance(family, MultimodalFamily):
+        return {}
+    assert isinstance(loaded.config, MultimodalConfig) and loaded.tokenizer is not None
+    names = family.processor.token_names(loaded.config)
+    return {name: token or loaded.tokenizer.image_token for name, token in names.items()}
 
 
 def _require_template(family: str, found: ChatTemplate, expected: ChatTemplate, tokenizer: Tokenizer) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.tokenizer import Tokenizer, load_tokenizer
-from data_pipelines.transforms.templates import ChatTemplate
+from data_pipelines.transforms.templates import ChatTemplate, ImageFormat
 from mllm_jax.interop.description import ModelDescription
 from mllm_jax.interop.families.choice import family_of_folder
 from mllm_jax.interop.families.composite import MultimodalFamily, tower_of
@@ -68,9 +68,10 @@ def read_folder(folder: Path) -> HuggingFaceFolder:
     if tokenizer is not None:
         _check_size(folder, tokenizer, model)
     transform = whole.processor.image_transform if whole else image_transform
+    surrounds = whole.processor.surrounds(model) if whole and isinstance(model, MultimodalConfig) else None
     description = ModelDescription(
         model=model,
-        chat_template=_chat_template(folder, whole, tokenizer) if tokenizer else None,
+        chat_template=_chat_template(folder, whole, tokenizer, surrounds) if tokenizer else None,
         image_transform=None if isinstance(model, DecoderConfig) else transform(preprocessor),
     )
     return HuggingFaceFolder(folder, family, description, tokenizer)
@@ -117,9 +118,11 @@ def _image_tokenizer(folder: Path, family: MultimodalFamily, config: dict[str, A
     return tokenizer
 
 
-def _chat_template(folder: Path, family: MultimodalFamily | None, tokenizer: Tokenizer) -> ChatTemplate | None:
+def _chat_template(
+    folder: Path, family: MultimodalFamily | None, tokenizer: Tokenizer, surrounds: ImageFormat | None
+) -> ChatTemplate | None:
     only = family.processor.template if family else None
-    return only or chat_template(folder, tokenizer)
+    return only or chat_template(folder, tokenizer, surrounds)
 
 
 def _text_tokenizer(folder: Path, model: ModelConfig) -> Tokenizer | None:

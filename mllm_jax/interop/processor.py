@@ -24,6 +24,7 @@ from data_pipelines.transforms.templates import (
     TEMPLATES,
     VICUNA_V1,
     ChatTemplate,
+    ImageFormat,
 )
 
 Json = Mapping[str, Any]
@@ -125,15 +126,22 @@ def output_size(preprocessor: Json) -> tuple[int, int] | None:
     return _height_and_width(preprocessor.get("size"))
 
 
-def chat_template(folder: Path, tokenizer: Tokenizer) -> ChatTemplate | None:
-    """Return the template of a folder's Jinja text: the one that writes it so, else the one it has the marks of."""
+def chat_template(folder: Path, tokenizer: Tokenizer, surrounds: ImageFormat | None = None) -> ChatTemplate | None:
+    """Return the template of a folder's Jinja text: the one that writes it so, else the one it has the marks of.
+
+    Args:
+        folder: with a Jinja text.
+        tokenizer: of the folder.
+        surrounds: what the folder's processor writes around an image, so that the Jinja text does not.
+    """
     text = IMAGE_COUNT.sub(r"\g<1>1", _jinja_text(folder))
+    for template in TEMPLATES.values():
+        bare = template.model_copy(update={"image": template.image.bare})
+        if template.image == surrounds and _writes(bare, tokenizer, text):
+            return template
     for template in TEMPLATES.values():
         if _writes(template, tokenizer, text):
             return template
-    for template in TEMPLATES.values():
-        if _writes(template.model_copy(update={"image": template.image.bare}), tokenizer, text):
-            return template  # What stands around an image is left to the processor.
     return next((template for marks, template in MARKS if all(mark in text for mark in marks)), None)
 
 

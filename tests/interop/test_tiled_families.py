@@ -1,7 +1,8 @@
 """Folders of models whose images are tiled: read whole, asked about odd sizes, and written for transformers to load."""
 
+import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +12,26 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from pydantic import ValidationError
 
 from data_pipelines.assemble import empty_batch, place_row
 from data_pipelines.packing import Segment
 from data_pipelines.record import Record, Turn
 from data_pipelines.rendered import RenderedRecord
+from data_pipelines.transforms.dynamic import DynamicConfig
 from data_pipelines.transforms.splitting import SplittingConfig
-from data_pipelines.transforms.templates import SMOLVLM, ChatTemplate
+from data_pipelines.transforms.templates import INTERNVL, SMOLVLM, ChatTemplate
 from data_pipelines.transforms.tiling import TilingConfig
 from mllm_jax.generation.answering import Answerer, user_parts
 from mllm_jax.generation.chat import image_part
 from mllm_jax.generation.decode import DecodingConfig
 from mllm_jax.interop.export import export
+from mllm_jax.interop.families.family import FamilyError
 from mllm_jax.interop.hugging_face import import_folder
 from mllm_jax.interop.model_folder import load_model
-from mllm_jax.models.multimodal import Multimodal, slot_features
+from mllm_jax.models.connectors.gated_cross_attention import GatedCrossAttentionConfig
+from mllm_jax.models.multimodal import Multimodal, MultimodalConfig, slot_features
+from mllm_jax.models.presets import DECODERS, ENCODERS
 from tests.support.hugging_face_folders import SPECIAL_TOKENS, randomise, text_config, tiny_tokenizer, write_image
 
 SIDE = 16
@@ -54,6 +60,40 @@ def write_idefics3(folder: Path) -> None:
     transformers.Idefics3Processor(images, tiny_tokenizer(), image_seq_len=4).save_pretrained(folder)
 
 
+def write_internvl(folder: Path) -> None:
+    """As it is published, but for the file of the processor for videos, which takes a video library to make."""
+    config = transformers.InternVLConfig(
+        vision_config=TOWER,
+        text_config=text_config(),
+        image_token_id=SPECIAL_TOKENS.index("<IMG_CONTEXT>"),
+        tie_word_embeddings=False,
+    )
+    randomise(transformers.InternVLForConditionalGeneration(config)).save_pretrained(folder)
+    mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    size = {"height": SIDE, "width": SIDE}
+    images = transformers.GotOcr2ImageProcessorPil(size=size, max_patches=6, image_mean=mean, image_std=std)
+    images.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+
+
+class WithoutVideos(transformers.InternVLProcessor):
+    """Their processor where the library for videos is missing that `AutoProcessor` would want."""
+
+    def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> None:
+        if argument is not None:
+            super().check_argument_for_proper_class(argument_name, argument)
+
+
+def internvl_processor(folder: Path) -> transformers.InternVLProcessor:
+    """What `AutoProcessor` makes of the folder, but for videos."""
+    return WithoutVideos(
+        transformers.GotOcr2ImageProcessorPil.from_pretrained(folder),
+        transformers.AutoTokenizer.from_pretrained(folder),
+        image_seq_length=json.loads((folder / "processor_config.json").read_text())["image_seq_length"],
+        chat_template=(folder / "chat_template.jinja").read_text(),
+    )
+
+
 @dataclass(frozen=True)
 class Case:
     write: Callable[[Path], None]
@@ -67,6 +107,7 @@ CASES = {
     "idefics3": Case(
         write_idefics3, SMOLVLM, SplittingConfig(longest_side=3), transformers.AutoProcessor.from_pretrained
     ),
+    "internvl": Case(write_internvl, INTERNVL, DynamicConfig(max_tiles=6), internvl_processor),
 }
 
 
@@ -151,3 +192,32 @@ def test_import_export_import_keeps_every_bit(exported: Exported, tmp_path: Path
     assert first.config.tiling == exported.case.tiling
     assert again.description == first.description
     assert jax.tree.all(jax.tree.map(np.array_equal, again.parameters, first.parameters))
+
+
+def test_processors_that_tile_otherwise_are_refused(tmp_path: Path) -> None:
+    write_idefics3(tmp_path)
+    file = tmp_path / "processor_config.json"
+    processor = json.loads(file.read_text())
+    for size in ({"longest_edge": 3 * SIDE + 2}, {"longest_edge": 7 * SIDE}, {"height": SIDE, "width": 2 * SIDE}):
+        processor["image_processor"]["size"] = size
+        file.write_text(json.dumps(processor))
+        with pytest.raises(FamilyError, match="only a longest_edge of 1 to 6 tiles of 16 pixels"):
+            load_model(tmp_path)
+    processor["image_processor"]["size"] = {"longest_edge": SIDE}
+    file.write_text(json.dumps(processor))
+    assert load_model(tmp_path).config.tiling is None
+
+
+def test_a_model_without_thumbnails_is_not_exported_as_internvl(tmp_path: Path) -> None:
+    write_internvl(tmp_path / "theirs")
+    loaded = load_model(tmp_path / "theirs", chat_template=INTERNVL)
+    model = loaded.config.model_copy(update={"tiling": DynamicConfig(thumbnail=False)})
+    changed = replace(loaded, description=loaded.description.model_copy(update={"model": model}))
+    with pytest.raises(ValueError, match="processor adds a thumbnail"):
+        export(changed, tmp_path / "exported")
+
+
+def test_tiles_whose_latest_alone_would_be_seen_are_refused() -> None:
+    change = {"connector": GatedCrossAttentionConfig(), "tiling": DynamicConfig()}
+    with pytest.raises(ValidationError, match="shows the decoder the latest only"):
+        MultimodalConfig(encoder=ENCODERS["tiny_vit"], decoder=DECODERS["tiny_llama"], **change)

@@ -32,16 +32,17 @@ class Processor:
     expands_images: bool = True
     """Whether transformers' processor writes an image's token as often as the image takes tokens; where it does not,
     the exported chat template does."""
-    named_tokens: Mapping[str, str] = field(default_factory=dict)
-    """Attributes that transformers' processor looks for in the tokenizer beside `image_token`, and their tokens."""
-    surrounds: ImageFormat | None = None
-    """What transformers' processor itself writes around an image and its tiles; None: nothing, so that the exported
-    chat template writes it."""
+    surrounds: Callable[[MultimodalConfig], ImageFormat | None] = lambda config: None
+    """What transformers' processor of a model itself writes around an image and its tiles; None: nothing, so that the
+    exported chat template writes it."""
     template: ChatTemplate | None = None
     """The only chat template there is, where transformers' processor itself writes all of it but the content of one
     question; None: a folder's Jinja text says."""
     tiling: Callable[[ProcessorConfig], TilingConfig | None] = lambda preprocessor: None
     """How an image processor tiles images; None: it does not, or config.json says it."""
+    token_names: Callable[[MultimodalConfig], Mapping[str, str | None]] = lambda config: {}
+    """Special tokens that transformers' processor of a model asks the tokenizer for by its own names for them; None:
+    the image token."""
 
 
 _TRANSFORMERS_5 = (

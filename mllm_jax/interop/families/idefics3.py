@@ -57,7 +57,9 @@ def idefics3(decoder: Family[DecoderConfig]) -> MultimodalFamily:
         table=table,
         from_hugging_face=from_hugging_face,
         to_hugging_face=to_hugging_face,
-        processor=Processor(_image_transform, _image_size, _processor_files, surrounds=IDEFICS3_IMAGE, tiling=_tiling),
+        processor=Processor(
+            _image_transform, _image_size, _processor_files, surrounds=lambda config: IDEFICS3_IMAGE, tiling=_tiling
+        ),
         image_token_key="image_token_id",
         image_token_default=128257,
     )
