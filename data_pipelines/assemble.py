@@ -1,8 +1,9 @@
 """Lays packed rows out as the arrays of a batch.
 
-Axes: B rows, T tokens, N image slots, H x W pixels.
+Axes: B rows, T tokens, N image slots, S tokens of an instruction, H x W pixels.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,8 +23,14 @@ class Placed:
     first_slot: int
 
 
-def empty_batch(rows: int, row_length: int, images_per_row: int, image_size: tuple[int, int]) -> Batch:
-    """Returns a batch of padding: zeros, and -1 for the image index."""
+def empty_batch(
+    rows: int, row_length: int, images_per_row: int, image_size: tuple[int, int], instruction_tokens: int = 0
+) -> Batch:
+    """Returns a batch of padding: zeros, and -1 for the image index and the instructions.
+
+    Args:
+        instruction_tokens: S; 0: a batch without instructions.
+    """
     tokens = (rows, row_length)
     return Batch(
         tokens=np.zeros(tokens, np.int32),
@@ -35,6 +42,7 @@ def empty_batch(rows: int, row_length: int, images_per_row: int, image_size: tup
         image_mask=np.zeros((rows, images_per_row), np.bool_),
         image_index=np.full(tokens, -1, np.int32),
         answer_mask=np.zeros(tokens, np.bool_),
+        instructions=np.full((rows, images_per_row, instruction_tokens), -1, np.int32) if instruction_tokens else None,
     )
 
 
@@ -60,6 +68,7 @@ def place_row(batch: Batch, index: int, row: tuple[Segment, ...], image_tokens: 
         batch.answer_mask[index, start:stop] = rendered.in_answer
         placed.append(Placed(rendered, index, start, slot))
         layouts = rendered.layouts or (whole_slot,) * len(rendered.images)
+        place_instructions(batch.instructions, index, slot, layouts, rendered.instructions)
         for image_start, layout in zip(rendered.image_starts, layouts, strict=True):
             first = start + image_start
             features = layout.placed(slot, slots, image_tokens)
@@ -68,6 +77,29 @@ def place_row(batch: Batch, index: int, row: tuple[Segment, ...], image_tokens: 
             slot += layout.slots
         start = stop
     return placed
+
+
+def place_instructions(
+    target: np.ndarray | None,
+    row: int,
+    slot: int,
+    layouts: Sequence[ImageLayout],
+    instructions: Sequence[np.ndarray],
+) -> None:
+    """Writes what each image is asked beside every slot that the image takes.
+
+    Args:
+        target: i32[B, N, S]; None: the model reads no instructions, and there are none.
+        row: of the batch.
+        slot: the first of the first image.
+        layouts: of the images.
+        instructions: of the images.
+    """
+    if target is None:
+        return
+    for layout, instruction in zip(layouts, instructions, strict=True):
+        target[row, slot : slot + layout.slots, : len(instruction)] = instruction
+        slot += layout.slots
 
 
 def erase(batch: Batch, placed: Placed) -> None:
@@ -80,3 +112,5 @@ def erase(batch: Batch, placed: Placed) -> None:
     batch.image_index[tokens] = -1
     batch.images[slots] = 0
     batch.image_mask[slots] = False
+    if batch.instructions is not None:
+        batch.instructions[slots] = -1

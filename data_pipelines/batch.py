@@ -1,6 +1,6 @@
 """The contract between data and model: one batch of packed rows, all shapes static.
 
-Axes: B rows, T tokens, N image slots, H x W pixels.
+Axes: B rows, T tokens, N image slots, S tokens of an instruction, H x W pixels.
 """
 
 from typing import Any, NamedTuple
@@ -35,3 +35,6 @@ class Batch(NamedTuple):
     answer_mask: Array
     """bool[B, T]; which tokens belong to an answer or its end of turn, learned or not. A decoder with prefix attention
     reads what stands before an answer, back to the answer before it, in both directions, and answers causally."""
+    instructions: Array | None = None
+    """i32[B, N, S]; what each slot's image is asked, in the connector's own tokens, -1 where there is none; None for
+    models whose connector reads no text."""

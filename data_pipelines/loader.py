@@ -40,6 +40,8 @@ class Preparation:
     """(H, W) in pixels of a slot: of what `decode` returns, or of a tile."""
     tiled: TiledImages | None = None
     """Takes the place of `decode` where images are tiled, and `render` gives records with layouts."""
+    instruction_tokens: int = 0
+    """Longest instruction of an image, which `render` gives records; 0: it gives none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +235,8 @@ class Loader:
         """Packs the next row of every lane as often as needed and starts to decode their images."""
         config, preparation = self._config, self._preparation
         rows = len(self._lanes) * self._rows_per_lane
-        batch = empty_batch(rows, config.row_length, config.images_per_row, preparation.image_size)
+        sizes = preparation.image_size, preparation.instruction_tokens
+        batch = empty_batch(rows, config.row_length, config.images_per_row, *sizes)
         placed: list[Placed] = []
         skips: list[tuple[int, Skip]] = []
         for order, (lane, stream) in enumerate(zip(self._lanes, self._streams, strict=True)):

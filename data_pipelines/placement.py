@@ -9,7 +9,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from data_pipelines.batch import Batch
 
-_IMAGE_FIELDS = frozenset({"images", "image_mask"})
+_IMAGE_FIELDS = frozenset({"images", "image_mask", "instructions"})
 
 
 def process_lanes(sharding: NamedSharding, rows: int, lanes: int) -> tuple[int, ...]:
@@ -59,7 +59,7 @@ def global_batch(local: Batch, sharding: NamedSharding, rows: int, lanes: tuple[
         chosen = _rows_only(sharding) if name in _IMAGE_FIELDS else sharding
         return jax.make_array_from_callback((rows, *array.shape[1:]), chosen, shard)
 
-    return Batch(**{name: place(name, array) for name, array in local._asdict().items()})
+    return Batch(**{name: place(name, array) for name, array in local._asdict().items() if array is not None})
 
 
 def _rows_only(sharding: NamedSharding) -> NamedSharding:

@@ -78,6 +78,8 @@ class RenderedRecord:
     """The images in the order of their runs."""
     layouts: tuple[ImageLayout, ...] = ()
     """How each image is laid out; empty where every image takes one slot, and its features in their order."""
+    instructions: tuple[np.ndarray, ...] = ()
+    """For each image, i32[s]: what it is asked, in the connector's tokens; empty for connectors that read no text."""
 
     @property
     def slots(self) -> int:

@@ -11,7 +11,13 @@ from typing import Any
 
 import tokenizers
 
-from data_pipelines.tokenizers.reading import TOKENIZER_CONFIG, TOKENIZER_JSON, read_source, special_token_roles
+from data_pipelines.tokenizers.reading import (
+    AROUND,
+    TOKENIZER_CONFIG,
+    TOKENIZER_JSON,
+    read_source,
+    special_token_roles,
+)
 from data_pipelines.tokenizers.tokenizer_json import (
     adds_prefix_space,
     canonical,
@@ -153,6 +159,12 @@ class Tokenizer:
         return 0 if self.pad_token is None else self.special_id(self.pad_token)
 
     @property
+    def surrounds(self) -> dict[str, str]:
+        """The special tokens before (`cls_token`) and after (`sep_token`) a text that stands alone, as far as there
+        are any: BERT's tokenizers have both."""
+        return {role: self._config[role] for role in AROUND if self.has_special(self._config.get(role, ""))}
+
+    @property
     def image_token(self) -> str:
         """The name of the token that holds an image's places: `<image>`, or what a foreign tokenizer calls it."""
         name: str = self._config.get(PLACEHOLDER, IMAGE_TOKEN)
@@ -186,7 +198,11 @@ class Tokenizer:
         return {TOKENIZER_JSON: _dumped(self._json), TOKENIZER_CONFIG: _dumped(self._config)}
 
     def hugging_face_files(
-        self, chat_template: str | None = None, named_tokens: Mapping[str, str] | None = None
+        self,
+        chat_template: str | None = None,
+        named_tokens: Mapping[str, str] | None = None,
+        *,
+        names_image_token: bool = True,
     ) -> dict[str, bytes]:
         """File name to contents of everything that `transformers.AutoTokenizer` needs to give the same ids.
 
@@ -196,6 +212,7 @@ class Tokenizer:
         Args:
             chat_template: the Jinja text of `data_pipelines.transforms.jinja.jinja`.
             named_tokens: attributes that a processor looks for in the tokenizer beside `image_token`, and their tokens.
+            names_image_token: whether the files say which token stands for an image, which few processors do not take.
         """
         roles = {"bos_token": self.bos_token, "eos_token": self.eos_token, "pad_token": self.pad_token}
         roles["unk_token"] = self._config.get("unk_token")
@@ -209,7 +226,7 @@ class Tokenizer:
             "padding_side": "left",
             STARTS_WITH_BOS: self.starts_with_bos,
         }
-        if self.has_special(self.image_token):
+        if names_image_token and self.has_special(self.image_token):
             config["extra_special_tokens"] = {"image_token": self.image_token, **(named_tokens or {})}
         if self.image_token != IMAGE_TOKEN:
             config[PLACEHOLDER] = self.image_token

@@ -13,17 +13,21 @@ from data_pipelines.storage import Storage
 from data_pipelines.tokenizer import IMAGE_TOKEN, Tokenizer, load_tokenizer
 from data_pipelines.transforms.chat_template import render
 from data_pipelines.transforms.image import ImageTransformConfig, decode_image
+from data_pipelines.transforms.instructions import InstructionEncoder, instructed
 from data_pipelines.transforms.template_check import check_template
 from data_pipelines.transforms.templates import TEMPLATES, ChatTemplate
 from data_pipelines.transforms.tile_marks import marked, tile_tokens
 from data_pipelines.transforms.tiles import TiledImages
+from mllm_jax.checkpoint.description import with_instruction_tokenizer
 from mllm_jax.checkpoint.layout import write_whole
 from mllm_jax.config import RunConfig, resolved_yaml
 from mllm_jax.interop.backbones import load_backbone
 from mllm_jax.interop.connector_weights import check_connector_weights, load_connector
 from mllm_jax.interop.description import ModelDescription
 from mllm_jax.interop.hub import local_folder
+from mllm_jax.interop.instruction_tokenizer import check_vocabulary
 from mllm_jax.model_choice import ModelChoice, multimodal_config
+from mllm_jax.models.connectors.choice import instruction_tokens
 from mllm_jax.models.connectors.visual_expert import copied_from
 from mllm_jax.models.decoder import DecoderConfig
 from mllm_jax.models.fused import encoder_parts
@@ -85,6 +89,7 @@ def make_ingredients(config: RunConfig) -> Ingredients:
     model = multimodal_config(config.model, tokenizer.vocabulary_size)
     if config.model.connector_weights is not None:
         check_connector_weights(config.model.connector_weights, model, tokenizer.vocabulary_size)
+    instructions = _instruction_encoder(config.model, model)
     description = ModelDescription(
         model=model,
         chat_template=TEMPLATES[config.model.chat_template],
@@ -94,9 +99,11 @@ def make_ingredients(config: RunConfig) -> Ingredients:
         model=model,
         precision=config.model.precision,
         initial_parameters=partial(_initial_parameters, config, model),
-        open_feed=partial(_open_feed, config, model, tokenizer),
+        open_feed=partial(_open_feed, config, model, tokenizer, instructions),
         run={"model": description.model_dump(mode="json"), "run_file": config.model_dump(mode="json")},
-        tokenizer_files=tokenizer.files(),
+        tokenizer_files=with_instruction_tokenizer(
+            tokenizer.files(), instructions.tokenizer.files() if instructions else {}
+        ),
         seed=config.seed,
     )
 
@@ -112,6 +119,15 @@ def _tokenizer(model: ModelChoice, templates: list[ChatTemplate]) -> Tokenizer:
         token for template in templates for token in (*template.image.tokens, *tile_tokens(template, model.tiling))
     )
     return load_tokenizer(local_folder(path), added_tokens=(IMAGE_TOKEN, *around_images))
+
+
+def _instruction_encoder(choice: ModelChoice, model: MultimodalConfig) -> InstructionEncoder | None:
+    """What turns instructions into the connector's tokens; None where it reads none."""
+    if choice.instruction_tokenizer is None:
+        return None
+    tokenizer = load_tokenizer(local_folder(choice.instruction_tokenizer), added_tokens=())
+    check_vocabulary(tokenizer, model.connector, choice.instruction_tokenizer)
+    return InstructionEncoder(tokenizer, instruction_tokens(model.connector))
 
 
 def _initial_parameters(config: RunConfig, model: MultimodalConfig, abstract: ParameterTree) -> ParameterTree:
@@ -158,7 +174,13 @@ def _backbones(
     return found | {("decoder",): (choice.decoder.weights, model.decoder)}
 
 
-def _open_feed(config: RunConfig, model: MultimodalConfig, tokenizer: Tokenizer, request: FeedRequest) -> Loader:
+def _open_feed(
+    config: RunConfig,
+    model: MultimodalConfig,
+    tokenizer: Tokenizer,
+    instructions: InstructionEncoder | None,
+    request: FeedRequest,
+) -> Loader:
     stage, data = request.stage, config.data
     validation = request.split == "validation"
     mixture = stage.validation.mixture if validation and stage.validation else stage.mixture
@@ -171,11 +193,12 @@ def _open_feed(config: RunConfig, model: MultimodalConfig, tokenizer: Tokenizer,
         config=data.stream(mixture=mixture, row_length=stage.row_length, images_per_row=stage.images_per_row),
         sources=data.sources,
         preparation=Preparation(
-            render=lambda record: render(record, template, tokenizer, laid_out),
+            render=lambda record: instructed(render(record, template, tokenizer, laid_out), record, instructions),
             decode=lambda data: decode_image(data, transform),
             image_tokens=tokens,
             image_size=transform.size,
             tiled=tiled,
+            instruction_tokens=instructions.length if instructions else 0,
         ),
         rows=stage.rows,
         sharding=request.sharding,

@@ -17,6 +17,7 @@ from mllm_jax.checkpoint.checkpointer import CheckpointConfig
 from mllm_jax.config_errors import sentences, suggest
 from mllm_jax.interop.hub import local_folder
 from mllm_jax.model_choice import ModelChoice, complete_architectures
+from mllm_jax.models.connectors.choice import instruction_tokens
 from mllm_jax.parallel.mesh import MeshConfig
 from mllm_jax.parallel.processes import ProcessConfig
 from mllm_jax.run_file import KeyPath, RunFileError, format_key, read_run_file
@@ -99,6 +100,10 @@ def _name_problems(run: RunConfig) -> Iterator[tuple[KeyPath, str]]:
                     yield (*here, *part, source), text
         if stage.template is not None and stage.template not in TEMPLATES:
             yield (*here, "template"), _no_template(stage.template)
+    if (run.model.instruction_tokenizer is None) != (instruction_tokens(run.model.connector) == 0):
+        reads = "reads instructions" if run.model.instruction_tokenizer is None else "reads no instructions"
+        found = f"found {run.model.instruction_tokenizer!r}, but model.connector {reads}"
+        yield ("model", "instruction_tokenizer"), f"{found}; give both this and model.connector.text, or neither"
     if run.model.chat_template not in TEMPLATES:
         yield ("model", "chat_template"), _no_template(run.model.chat_template)
 
@@ -108,12 +113,13 @@ def _no_template(name: str) -> str:
 
 
 def _path_problems(run: RunConfig) -> Iterator[tuple[KeyPath, str]]:
-    for field, path in (("tokenizer", run.model.tokenizer), ("connector_weights", run.model.connector_weights)):
+    for name in ("tokenizer", "instruction_tokenizer", "connector_weights"):
+        path = getattr(run.model, name)
         if path is not None:
             try:
                 local_folder(path)
             except FileNotFoundError as error:
-                yield ("model", field), str(error)
+                yield ("model", name), str(error)
     storage = Storage()
     used = {source for stage in run.stages for mixture in stage.mixtures().values() for source in mixture}
     for name, source in run.data.sources.items():

@@ -68,6 +68,8 @@ class ModelChoice(Config):
     decoder: DecoderChoice
     tokenizer: str | None = None
     """A SentencePiece `.model`, a `tokenizer.json` or a folder with either; null takes the decoder's weights folder."""
+    instruction_tokenizer: str | None = None
+    """Likewise, of the instructions that a connector reads with an image (`connector.text`); null: it reads none."""
     chat_template: str
     """The template of the finished model, and of every stage that does not name its own."""
     image_transform: dict[str, Any] = Field(default={})

@@ -11,13 +11,18 @@ TOKENIZER_CONFIG = "tokenizer_config.json"
 SPECIAL_TOKENS_MAP = "special_tokens_map.json"
 
 ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
-SETTINGS = (*ROLES, "add_bos_token", "starts_with_bos")
+AROUND = ("cls_token", "sep_token")
+"""What BERT's tokenizers put before and after a text."""
+
+SETTINGS = (*ROLES, *AROUND, "add_bos_token", "starts_with_bos")
 
 CUSTOMARY = {
     "bos_token": ("<s>", "<|begin_of_text|>", "<bos>", "<|startoftext|>"),
     "eos_token": ("</s>", "<|end_of_text|>", "<eos>", "<|endoftext|>", "<|im_end|>"),
-    "pad_token": ("<pad>", "<|pad|>", "<|finetune_right_pad_id|>"),
-    "unk_token": ("<unk>",),
+    "pad_token": ("<pad>", "<|pad|>", "<|finetune_right_pad_id|>", "[PAD]"),
+    "unk_token": ("<unk>", "[UNK]"),
+    "cls_token": ("[CLS]",),
+    "sep_token": ("[SEP]",),
 }
 """Special tokens that have a role by custom; used only for a `tokenizer.json` that comes without any config."""
 
@@ -75,10 +80,10 @@ def _settings(folder: Path) -> dict[str, Any]:
     for name in (SPECIAL_TOKENS_MAP, TOKENIZER_CONFIG):
         if (folder / name).exists():
             settings |= {key: value for key, value in _read_json(folder / name).items() if key in SETTINGS}
-    for role in ROLES:
+    for role in (*ROLES, *AROUND):
         if isinstance(settings.get(role), dict):
             settings[role] = settings[role].get("content")
-    return {key: value for key, value in settings.items() if value is not None}
+    return {key: settings[key] for key in SETTINGS if settings.get(key) is not None}
 
 
 def _with_declared_tokens(tokenizer: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -17,7 +17,7 @@ def make_description(
         stage: name of the stage.
         trainable: its path patterns.
         adapters: path of a linear map -> the config of its low-rank adapter.
-        files: of the tokenizer, name -> content.
+        files: of the tokenizers, name -> content.
     """
     return {
         "run": run,
@@ -28,9 +28,19 @@ def make_description(
     }
 
 
-def tokenizer_files(description: Json) -> dict[str, bytes]:
-    """The tokenizer's files from a description."""
-    return {name: _decode(entry) for name, entry in description["tokenizer"].items()}
+INSTRUCTION_TOKENIZER = "instruction_tokenizer"
+"""The folder of the tokenizer of instructions, among the files of the decoder's tokenizer."""
+
+
+def with_instruction_tokenizer(files: Mapping[str, bytes], instruction: Mapping[str, bytes]) -> dict[str, bytes]:
+    """The files of the decoder's tokenizer and, in a folder of their own, those of the instructions' tokenizer."""
+    return {**files, **{f"{INSTRUCTION_TOKENIZER}/{name}": content for name, content in instruction.items()}}
+
+
+def tokenizer_files(description: Json, folder: str = "") -> dict[str, bytes]:
+    """The files of the decoder's tokenizer from a description, or those in a folder among them."""
+    named = {name.rpartition("/"): entry for name, entry in description["tokenizer"].items()}
+    return {name: _decode(entry) for (parent, _, name), entry in named.items() if parent == folder}
 
 
 def _encode(content: bytes) -> Json:

@@ -10,9 +10,8 @@ from jaxtyping import Array, Bool, Float
 
 from data_pipelines.batch import Batch
 from mllm_jax.generation.answering import Answerer
-from mllm_jax.generation.decode import LanguageModel, applied, decoder_of, embed_prompts
+from mllm_jax.generation.decode import LanguageModel, applied, decoder_of, embed_prompts, image_shape, instructions_of
 from mllm_jax.generation.prompts import Prompt, pad_prompts
-from mllm_jax.models.multimodal import MultimodalConfig
 from mllm_jax.models.parameters import Parameters
 
 
@@ -23,14 +22,13 @@ def losses(answerer: Answerer, answered: Sequence[tuple[Prompt, np.ndarray]]) ->
         answerer: the model; it reads `decoding.rows` conversations at a time.
         answered: whole conversations, with bool[n] that says which of their tokens are supervised.
     """
-    config = answerer.loaded.config
-    size = config.encoder.image_size if isinstance(config, MultimodalConfig) else (0, 0)
     order = sorted(range(len(answered)), key=lambda index: len(answered[index][0].tokens))
     found = np.zeros(len(answered))
     for start in range(0, len(order), answerer.decoding.rows):
         chosen = order[start : start + answerer.decoding.rows]
         prompts = [answered[index][0] for index in chosen]
-        batch, _ = pad_prompts(prompts, answerer.image_tokens, size, answerer.decoding.rows)
+        sizes = image_shape(answerer.model)
+        batch, _ = pad_prompts(prompts, *sizes, answerer.decoding.rows, instructions_of(answerer.model))
         supervised = np.zeros(batch.tokens.shape, bool)
         for row, index in enumerate(chosen):
             supervised[row, : len(prompts[row].tokens)] = answered[index][1]

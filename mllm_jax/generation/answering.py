@@ -14,10 +14,11 @@ from data_pipelines.storage import Storage
 from data_pipelines.tokenizer import Tokenizer
 from data_pipelines.transforms.chat_template import render, render_prompt, stop_ids
 from data_pipelines.transforms.image import ImageTransformConfig, decode_image
+from data_pipelines.transforms.instructions import InstructionEncoder, instructed
 from data_pipelines.transforms.templates import ChatTemplate
 from data_pipelines.transforms.tile_marks import marked
 from data_pipelines.transforms.tiles import TiledImages
-from mllm_jax.generation.decode import DecodingConfig, LanguageModel, check_prompt, generate, stream
+from mllm_jax.generation.decode import DecodingConfig, LanguageModel, check_prompt, generate, instructions_of, stream
 from mllm_jax.generation.prompts import Prompt
 from mllm_jax.interop.model_folder import LoadedModel
 from mllm_jax.models.multimodal import MultimodalConfig, slot_features, tile_features
@@ -50,7 +51,7 @@ class Answerer:
 
         Raises:
             ValueError: a vision encoder alone, or a folder without a tokenizer, a known chat template or, for tiled
-                images, a known image transform.
+                images, a known image transform, or without a tokenizer for a connector that reads instructions.
         """
         if isinstance(loaded.config, ViTConfig):
             raise ValueError(f"{loaded.source} holds a vision encoder alone; it has no words to answer with.")
@@ -75,6 +76,7 @@ class Answerer:
         self.stop_tokens = stop_ids(self.template, self.tokenizer)
         self._storage = Storage()
         self._tiled = self._tiled_images()
+        self._instructions = self._instruction_encoder()
         self._laid_out: int | LayoutOf = self.image_tokens if self._tiled is None else self._tiled.layout
 
     def prompt(self, record: Record, read: Callable[[ImagePart], bytes] | None = None) -> Prompt:
@@ -94,7 +96,8 @@ class Answerer:
         layouts = rendered.layouts or (None,) * len(rendered.images)
         contents = map(read or self._read, rendered.images)
         images = tuple(self._decoded(data, layout) for data, layout in zip(contents, layouts, strict=True))
-        return Prompt(rendered.tokens, rendered.image_starts, images, rendered.layouts, rendered.in_answer)
+        asked = instructed(rendered, record, self._instructions).instructions
+        return Prompt(rendered.tokens, rendered.image_starts, images, rendered.layouts, rendered.in_answer, asked)
 
     def rendered(self, record: Record) -> RenderedRecord:
         """Render a whole conversation, with what is supervised of it."""
@@ -121,6 +124,14 @@ class Answerer:
         if not isinstance(config, MultimodalConfig) or config.tiling is None:
             return None
         return TiledImages(config.tiling, self.image_transform, tile_features(config), self._storage, self._marks)
+
+    def _instruction_encoder(self) -> InstructionEncoder | None:
+        length, tokenizer = instructions_of(self.model), self.loaded.instruction_tokenizer
+        if not length:
+            return None
+        if tokenizer is None:
+            raise ValueError(f"{self.loaded.source} holds no tokenizer of the instructions that its connector reads.")
+        return InstructionEncoder(tokenizer, length)
 
     def answer(self, prompts: Sequence[Prompt]) -> list[Answer]:
         """Answer prompts, `decoding.rows` at a time."""

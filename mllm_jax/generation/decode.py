@@ -18,7 +18,7 @@ from data_pipelines.batch import Batch
 from data_pipelines.config_class import Config
 from mllm_jax.generation.prompts import Prompt, bucket, pad_prompts
 from mllm_jax.generation.sampling import SamplingConfig, sample
-from mllm_jax.models.connectors.choice import added_weights
+from mllm_jax.models.connectors.choice import added_weights, instruction_tokens
 from mllm_jax.models.decoder import Decoder, make_cache
 from mllm_jax.models.layers.cache import KVCache
 from mllm_jax.models.layers.media import Media
@@ -94,7 +94,7 @@ def stream(
     decoder, decoder_parameters = decoder_of(model, parameters)
     for prompt in prompts:
         check_prompt(model, prompt, config.max_new_tokens)
-    batch, lengths = pad_prompts(prompts, *_image_shape(model), rows)
+    batch, lengths = pad_prompts(prompts, *image_shape(model), rows, instructions_of(model))
     capacity = bucket(batch.tokens.shape[1] + config.max_new_tokens)
     tokens, cache, media, ahead = _prefill(model, parameters, batch, lengths, key, config.sampling, capacity)
     for index in range(1, config.max_new_tokens):
@@ -143,9 +143,14 @@ def decoder_of(model: LanguageModel, parameters: Parameters) -> tuple[Decoder, P
     return decoder, parameters["decoder"]
 
 
-def _image_shape(model: LanguageModel) -> tuple[int, tuple[int, int]]:
+def image_shape(model: LanguageModel) -> tuple[int, tuple[int, int]]:
     """The features of an image slot, and its height and width in pixels."""
     return (0, (0, 0)) if isinstance(model, Decoder) else (slot_features(model.config), model.config.encoder.image_size)
+
+
+def instructions_of(model: LanguageModel) -> int:
+    """The longest instruction that the model's connector reads with an image; 0: it reads none."""
+    return 0 if isinstance(model, Decoder) else instruction_tokens(model.config.connector)
 
 
 def applied(model: LanguageModel, parameters: Parameters) -> Callable[..., Any]:
@@ -160,7 +165,7 @@ def embed_prompts(
     apply = applied(model, parameters)
     if isinstance(model, Decoder):
         return apply(batch.tokens, method="embed"), batch.positions, None
-    features = apply(batch.images, batch.image_mask, method="encode_images")
+    features = apply(batch.images, batch.image_mask, batch.instructions, method="encode_images")
     media = apply(features, batch.image_index, batch.segment_ids, method="media")
     positions = apply(batch.positions, batch.image_index, method="turning")
     return apply(batch.tokens, features, batch.image_index, method="embed"), positions, media

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data_pipelines.assemble import place_instructions
 from data_pipelines.batch import Batch
 from data_pipelines.rendered import ImageLayout
 
@@ -32,6 +33,8 @@ class Prompt:
     """How each image is laid out; empty where every image takes one slot."""
     in_answer: np.ndarray | None = None
     """bool[n]; as in `RenderedRecord`, of the answers that the prompt quotes; None: it quotes none."""
+    instructions: tuple[np.ndarray, ...] = ()
+    """For each image, i32[s]: what it is asked, in the connector's tokens; empty for connectors that read no text."""
 
     @property
     def slots(self) -> int:
@@ -55,7 +58,13 @@ def bucket(size: int, smallest: int = 1) -> int:
     return -(-size // step) * step
 
 
-def pad_prompts(prompts: Sequence[Prompt], image_tokens: int, image_size: tuple[int, int], rows: int) -> PaddedPrompts:
+def pad_prompts(
+    prompts: Sequence[Prompt],
+    image_tokens: int,
+    image_size: tuple[int, int],
+    rows: int,
+    instruction_tokens: int = 0,
+) -> PaddedPrompts:
     """Stack prompts into a batch of `rows` rows.
 
     Args:
@@ -63,6 +72,7 @@ def pad_prompts(prompts: Sequence[Prompt], image_tokens: int, image_size: tuple[
         image_tokens: how many tokens the image of one slot takes.
         image_size: height and width of a slot's image in pixels.
         rows: B, the number of rows of the batch.
+        instruction_tokens: the longest instruction that the connector reads; 0: it reads none.
     """
     tokens_per_row = bucket(max(len(prompt.tokens) for prompt in prompts), smallest=16)
     slots = max(prompt.slots for prompt in prompts)
@@ -73,6 +83,7 @@ def pad_prompts(prompts: Sequence[Prompt], image_tokens: int, image_size: tuple[
     answer_mask = np.zeros((rows, tokens_per_row), bool)
     images = np.zeros((rows, slots, *image_size, 3), np.uint8)
     image_mask = np.zeros((rows, slots), bool)
+    instructions = _no_instructions(prompts, (rows, slots), instruction_tokens)
     lengths = np.ones(rows, np.int32)
     for row, prompt in enumerate(prompts):
         lengths[row] = length = len(prompt.tokens)
@@ -82,6 +93,7 @@ def pad_prompts(prompts: Sequence[Prompt], image_tokens: int, image_size: tuple[
             answer_mask[row, :length] = prompt.in_answer
         slot = 0
         layouts = prompt.layouts or (whole_slot,) * len(prompt.images)
+        place_instructions(instructions, row, 0, layouts, prompt.instructions)
         for start, image, layout in zip(prompt.image_starts, prompt.images, layouts, strict=True):
             images[row, slot : slot + layout.slots] = image
             image_mask[row, slot : slot + layout.slots] = True
@@ -98,5 +110,14 @@ def pad_prompts(prompts: Sequence[Prompt], image_tokens: int, image_size: tuple[
         image_mask=image_mask,
         image_index=image_index,
         answer_mask=answer_mask,
+        instructions=instructions,
     )
     return PaddedPrompts(batch, lengths)
+
+
+def _no_instructions(prompts: Sequence[Prompt], slots: tuple[int, int], most: int) -> np.ndarray | None:
+    """Room for the longest instruction of at most `most` tokens: i32[B, N, S], all padding."""
+    if not most:
+        return None
+    longest = max((len(instruction) for prompt in prompts for instruction in prompt.instructions), default=1)
+    return np.full((*slots, min(bucket(longest), most)), -1, np.int32)

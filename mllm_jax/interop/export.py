@@ -16,8 +16,10 @@ from mllm_jax.interop.equivalents import exportable
 from mllm_jax.interop.families.composite import MultimodalFamily
 from mllm_jax.interop.families.family import Family
 from mllm_jax.interop.imported_folder import new_folder
+from mllm_jax.interop.instruction_tokenizer import instruction_tokenizer_files
 from mllm_jax.interop.model_folder import LoadedModel
 from mllm_jax.interop.weights import save
+from mllm_jax.models.connectors.choice import instruction_tokens
 from mllm_jax.models.decoder import DecoderConfig
 from mllm_jax.models.multimodal import MultimodalConfig, image_tokens
 from mllm_jax.models.vit import ViTConfig
@@ -46,6 +48,7 @@ def export(loaded: LoadedModel, folder: str | Path, dtype: Any = None, shard_byt
     files = _files(loaded, family, dtype)
     with new_folder(Path(folder)) as partial:
         for name, content in files.items():
+            (partial / name).parent.mkdir(exist_ok=True)
             (partial / name).write_bytes(content)
         save(partial, family.table, loaded.parameters, dtype, shard_bytes)
 
@@ -58,8 +61,11 @@ def _files(loaded: LoadedModel, family: Family[Any], dtype: Any) -> dict[str, by
     values: dict[str, Any] = {"config.json": config}
     files: dict[str, bytes] = {}
     if loaded.tokenizer is not None and not isinstance(loaded.config, ViTConfig):
-        template = _written_template(loaded, loaded.tokenizer, family)
-        files |= loaded.tokenizer.hugging_face_files(template, _token_names(loaded, family))
+        files |= loaded.tokenizer.hugging_face_files(
+            _written_template(loaded, loaded.tokenizer, family),
+            _token_names(loaded, family),
+            names_image_token=not isinstance(family, MultimodalFamily) or family.processor.names_image_token,
+        )
         tokens = _token_ids(loaded)
         values["generation_config.json"] = {**tokens, "do_sample": False}
         text = config if isinstance(loaded.config, DecoderConfig) else config.get("text_config", config)
@@ -71,6 +77,7 @@ def _files(loaded: LoadedModel, family: Family[Any], dtype: Any) -> dict[str, by
             if loaded.tokenizer.has_special(token):
                 config[key] = loaded.tokenizer.special_id(token)
         values |= _processor(loaded, family)
+        files |= _instruction_tokenizer(loaded, family)
     elif isinstance(loaded.config, ViTConfig) and loaded.image_transform is not None:
         transform = processor_config(loaded.image_transform, loaded.config.pixel_mean, loaded.config.pixel_std)
         values["preprocessor_config.json"] = transform
@@ -159,6 +166,23 @@ def _processor(loaded: LoadedModel, family: MultimodalFamily) -> dict[str, Any]:
         raise ValueError(f"{loaded.source} does not say how images are resized, so no processor can be written.")
     assert isinstance(loaded.config, MultimodalConfig)
     return family.processor.files(loaded.config, loaded.image_transform)
+
+
+def _instruction_tokenizer(loaded: LoadedModel, family: MultimodalFamily) -> dict[str, bytes]:
+    """The files of the tokenizer of instructions, where the family's models read them."""
+    folder = family.processor.instruction_folder
+    if folder is None:
+        return {}
+    assert isinstance(loaded.config, MultimodalConfig) and loaded.tokenizer is not None
+    if loaded.instruction_tokenizer is None:
+        raise ValueError(f"{loaded.source} holds no tokenizer of the instructions that its connector reads.")
+    files = instruction_tokenizer_files(
+        loaded.instruction_tokenizer,
+        instruction_tokens(loaded.config.connector),
+        loaded.chat_template,
+        loaded.tokenizer,
+    )
+    return {f"{folder}/{name}": content for name, content in files.items()}
 
 
 def _json(value: dict[str, Any]) -> bytes:

@@ -14,9 +14,11 @@ from mllm_jax.interop.families.composite import MultimodalFamily, tower_of
 from mllm_jax.interop.families.family import Family, FamilyError
 from mllm_jax.interop.families.vision import pixel_statistics
 from mllm_jax.interop.imported_folder import write_imported
+from mllm_jax.interop.instruction_tokenizer import check_vocabulary, read_instruction_tokenizer
 from mllm_jax.interop.processor import chat_template, image_processor_config, image_transform, model_config
 from mllm_jax.interop.safetensors_folder import SafetensorsFolder
 from mllm_jax.interop.weights import Reading
+from mllm_jax.models.connectors.choice import text_side
 from mllm_jax.models.decoder import DecoderConfig
 from mllm_jax.models.multimodal import MultimodalConfig
 from mllm_jax.models.parameters import ModelConfig, abstract_parameters
@@ -31,6 +33,8 @@ class HuggingFaceFolder:
     family: Family
     description: ModelDescription
     tokenizer: Tokenizer | None
+    instruction_tokenizer: Tokenizer | None = None
+    """Of the instructions that the connector reads; None: it reads none."""
 
     @contextmanager
     def reading(self) -> Iterator[Reading]:
@@ -67,6 +71,7 @@ def read_folder(folder: Path) -> HuggingFaceFolder:
     tokenizer = _image_tokenizer(folder, whole, config) if whole else _text_tokenizer(folder, model)
     if tokenizer is not None:
         _check_size(folder, tokenizer, model)
+    model, instruction_tokenizer = _instructed(folder, model, whole)
     transform = whole.processor.image_transform if whole else image_transform
     surrounds = whole.processor.surrounds(model) if whole and isinstance(model, MultimodalConfig) else None
     description = ModelDescription(
@@ -74,7 +79,7 @@ def read_folder(folder: Path) -> HuggingFaceFolder:
         chat_template=_chat_template(folder, whole, tokenizer, surrounds) if tokenizer else None,
         image_transform=None if isinstance(model, DecoderConfig) else transform(preprocessor),
     )
-    return HuggingFaceFolder(folder, family, description, tokenizer)
+    return HuggingFaceFolder(folder, family, description, tokenizer, instruction_tokenizer)
 
 
 def import_folder(source: Path, output: Path) -> HuggingFaceFolder:
@@ -88,7 +93,7 @@ def import_folder(source: Path, output: Path) -> HuggingFaceFolder:
     """
     found = read_folder(source)
     with found.reading() as reading:
-        write_imported(output, found.description, reading.arrays(), found.tokenizer)
+        write_imported(output, found.description, reading.arrays(), found.tokenizer, found.instruction_tokenizer)
     return found
 
 
@@ -123,6 +128,22 @@ def _chat_template(
 ) -> ChatTemplate | None:
     only = family.processor.template if family else None
     return only or chat_template(folder, tokenizer, surrounds)
+
+
+def _instructed(
+    folder: Path, model: ModelConfig, family: MultimodalFamily | None
+) -> tuple[ModelConfig, Tokenizer | None]:
+    """The model for instructions as long as their tokenizer's files allow, and the tokenizer."""
+    if family is None or family.processor.instruction_folder is None:
+        return model, None
+    assert isinstance(model, MultimodalConfig)
+    text = text_side(model.connector)
+    assert text is not None
+    place = folder / family.processor.instruction_folder
+    tokenizer, longest = read_instruction_tokenizer(place)
+    check_vocabulary(tokenizer, model.connector, str(place))
+    text = text.model_copy(update={"instruction_tokens": min(longest or text.max_positions, text.max_positions)})
+    return model.model_copy(update={"connector": model.connector.model_copy(update={"text": text})}), tokenizer
 
 
 def _text_tokenizer(folder: Path, model: ModelConfig) -> Tokenizer | None:

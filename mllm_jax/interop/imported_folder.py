@@ -1,4 +1,5 @@
-"""This project's own folder: `mllm_model.json`, `parameters/` with one file a parameter, `tokenizer/`.
+"""This project's own folder: `mllm_model.json`, `parameters/` with one file a parameter, `tokenizer/`, and
+`instruction_tokenizer/` where the connector reads instructions.
 
 A parameter's file is named by its path, with dots for slashes, so that any of them can be read, checked or replaced
 without the others.
@@ -21,7 +22,8 @@ from mllm_jax.interop.description import FILE_NAME, ModelDescription, write_desc
 from mllm_jax.interop.safetensors_folder import WeightsError
 
 PARAMETERS = "parameters"
-TOKENIZER = "tokenizer"
+TOKENIZERS = ("tokenizer", "instruction_tokenizer")
+"""The folders of the decoder's tokenizer and of the connector's."""
 SUFFIX = ".safetensors"
 BLOCK = re.compile(r"(?:^|/|_)blocks(_\d+)/")
 """In the path of a parameter of one block of an unscanned stack: its number, with the underscore."""
@@ -59,6 +61,7 @@ def write_imported(
     description: ModelDescription,
     parameters: Iterable[tuple[str, np.ndarray]],
     tokenizer: Tokenizer | None,
+    instruction_tokenizer: Tokenizer | None = None,
 ) -> None:
     """Write a folder; `parameters` are paths (with slashes) and arrays, taken one at a time.
 
@@ -70,10 +73,11 @@ def write_imported(
         (partial / PARAMETERS).mkdir()
         for path, array in parameters:
             save_file({path: np.ascontiguousarray(array)}, partial / PARAMETERS / file_name(path))
-        if tokenizer is not None:
-            (partial / TOKENIZER).mkdir()
-            for name, content in tokenizer.files().items():
-                (partial / TOKENIZER / name).write_bytes(content)
+        for place, each in zip(TOKENIZERS, (tokenizer, instruction_tokenizer), strict=True):
+            if each is not None:
+                (partial / place).mkdir()
+                for name, content in each.files().items():
+                    (partial / place / name).write_bytes(content)
 
 
 def file_name(path: str) -> str:
@@ -125,8 +129,8 @@ def _read(folder: Path, path: str, layer: int | None = None) -> np.ndarray:
         raise WeightsError(f"{file} does not hold the parameter {path}: {error}. Import the model again.") from error
 
 
-def read_tokenizer(folder: Path) -> Tokenizer | None:
-    """Read the folder's tokenizer, or None where there is none (a vision encoder)."""
-    if not (folder / TOKENIZER).is_dir():
+def read_tokenizer(folder: Path, name: str) -> Tokenizer | None:
+    """Read one of `TOKENIZERS`, or None where it is not there."""
+    if not (folder / name).is_dir():
         return None
-    return tokenizer_from_files({file.name: file.read_bytes() for file in (folder / TOKENIZER).iterdir()})
+    return tokenizer_from_files({file.name: file.read_bytes() for file in (folder / name).iterdir()})

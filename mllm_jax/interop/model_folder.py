@@ -15,7 +15,7 @@ from data_pipelines.tokenizer import Tokenizer, tokenizer_from_files
 from data_pipelines.transforms.image import ImageTransformConfig
 from data_pipelines.transforms.templates import ChatTemplate
 from mllm_jax.checkpoint import reading as checkpoints
-from mllm_jax.checkpoint.description import tokenizer_files
+from mllm_jax.checkpoint.description import INSTRUCTION_TOKENIZER, tokenizer_files
 from mllm_jax.interop import imported_folder
 from mllm_jax.interop.description import ModelDescription, read_description
 from mllm_jax.interop.hub import local_folder
@@ -37,6 +37,8 @@ class LoadedModel:
     tokenizer: Tokenizer | None
     source: str
     """Where it came from: the folder, and the stage and step of a run."""
+    instruction_tokenizer: Tokenizer | None = None
+    """Of the instructions that the connector reads; None: it reads none."""
 
     @property
     def config(self) -> ModelConfig:
@@ -143,7 +145,14 @@ def _read_run(folder: Path, mesh: Mesh | None, dtype: Any) -> tuple[LoadedModel,
     )
     parameters = checkpoints.read_parameters(stored, abstract)
     source = f"{folder} (stage {saved['stage']}, step {stored.step})"
-    loaded = LoadedModel(description, parameters, tokenizer_from_files(tokenizer_files(saved)), source)
+    instructions = tokenizer_files(saved, INSTRUCTION_TOKENIZER)
+    loaded = LoadedModel(
+        description,
+        parameters,
+        tokenizer_from_files(tokenizer_files(saved)),
+        source,
+        tokenizer_from_files(instructions) if instructions else None,
+    )
     return loaded, adapters, parameters
 
 
@@ -172,8 +181,10 @@ def _load_imported(folder: Path, mesh: Mesh | None, dtype: Any) -> LoadedModel:
         if array.shape != leaf.shape:
             raise WeightsError(f"{folder}: {path} is {array.shape}, but the model has {leaf.shape}. Import it again.")
         parameters[path] = place(path, array)
-    tokenizer = imported_folder.read_tokenizer(folder)
-    return LoadedModel(description, unflatten_dict(parameters, sep="/"), tokenizer, str(folder))
+    tokenizers = (imported_folder.read_tokenizer(folder, name) for name in imported_folder.TOKENIZERS)
+    tokenizer, instruction_tokenizer = tokenizers
+    tree = unflatten_dict(parameters, sep="/")
+    return LoadedModel(description, tree, tokenizer, str(folder), instruction_tokenizer)
 
 
 def _load_hugging_face(folder: Path, mesh: Mesh | None, dtype: Any) -> LoadedModel:
@@ -181,7 +192,8 @@ def _load_hugging_face(folder: Path, mesh: Mesh | None, dtype: Any) -> LoadedMod
     place = _placer(found.description.model, mesh, dtype)
     with found.reading() as reading:
         parameters = {path: place(path, array) for path, array in reading.arrays()}
-    return LoadedModel(found.description, unflatten_dict(parameters, sep="/"), found.tokenizer, str(folder))
+    tree = unflatten_dict(parameters, sep="/")
+    return LoadedModel(found.description, tree, found.tokenizer, str(folder), found.instruction_tokenizer)
 
 
 def _shardings(shapes: Parameters, axes: Parameters, mesh: Mesh | None) -> Parameters:

@@ -13,7 +13,13 @@ from data_pipelines.transforms.anyres import AnyResConfig
 from data_pipelines.transforms.separate_tiles import TileMarks
 from data_pipelines.transforms.tile_grid import Size
 from data_pipelines.transforms.tiling import TilingConfig, image_layout
-from mllm_jax.models.connectors.choice import ConnectorConfig, added_weights, is_merged, make_connector
+from mllm_jax.models.connectors.choice import (
+    ConnectorConfig,
+    added_weights,
+    instruction_tokens,
+    is_merged,
+    make_connector,
+)
 from mllm_jax.models.connectors.linear import LinearConfig
 from mllm_jax.models.connectors.mlp import MLPConfig
 from mllm_jax.models.connectors.newline import NewlineConnector
@@ -145,9 +151,10 @@ class Multimodal(nn.Module):
         image_mask: Bool[Array, "B N"],
         image_index: Int[Array, "B T"],
         answer_mask: Bool[Array, "B T"] | None = None,
+        instructions: Int[Array, "B N S"] | None = None,
     ) -> Float32[Array, "B T V"]:
         """Logits of packed rows; arguments as in `data_pipelines.batch.Batch`."""
-        features = self.encode_images(images, image_mask)
+        features = self.encode_images(images, image_mask, instructions)
         media = self.media(features, image_index, segment_ids)
         embeddings = self.embed(tokens, features, image_index)
         hidden, _ = self.decode(
@@ -157,11 +164,18 @@ class Multimodal(nn.Module):
 
     @jaxtyped(typechecker=beartype)
     def encode_images(
-        self, images: UInt8[Array, "B N H W 3"], image_mask: Bool[Array, "B N"]
+        self,
+        images: UInt8[Array, "B N H W 3"],
+        image_mask: Bool[Array, "B N"],
+        instructions: Int[Array, "B N S"] | None = None,
     ) -> Float[Array, "B N I E"]:
-        """Raw pixels to `I = slot_features(config)` decoder embeddings a slot; zeros for an empty slot."""
+        """Raw pixels to `I = slot_features(config)` decoder embeddings a slot; zeros for an empty slot.
+
+        `instructions` are for connectors that read them, and None for the others.
+        """
         rows, slots = image_mask.shape
-        features = self.connector(self.encoder(images.reshape(rows * slots, *images.shape[2:])))
+        read = () if instructions is None else (instructions.reshape(rows * slots, instructions.shape[2]),)
+        features = self.connector(self.encoder(images.reshape(rows * slots, *images.shape[2:])), *read)
         features = features.reshape(rows, slots, *features.shape[1:])
         return jnp.where(image_mask[..., None, None], features, 0)
 
@@ -227,6 +241,8 @@ class Multimodal(nn.Module):
 
     def initialise(self) -> Float32[Array, "1 1 V"]:
         """Runs every part once, so that `init(key, method="initialise")` makes every parameter."""
-        features = self.connector(self.encoder.initialise())
+        length = instruction_tokens(self.config.connector)
+        read = (jnp.zeros((1, length), jnp.int32),) if length else ()
+        features = self.connector(self.encoder.initialise(), *read)
         zeros = jnp.zeros((1, 1), jnp.int32)
         return self.decoder.initialise(self.media(features[:, None], zeros, zeros))

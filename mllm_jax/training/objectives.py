@@ -88,7 +88,7 @@ def has_experts(model: Any) -> bool:
 
 
 def _hidden(model: Any, batch: Batch) -> Float[Array, "B T D"]:
-    features = model.encode_images(batch.images, batch.image_mask)
+    features = model.encode_images(batch.images, batch.image_mask, batch.instructions)
     media = model.media(features, batch.image_index, batch.segment_ids)
     embeddings = model.embed(batch.tokens, features, batch.image_index)
     positions = model.turning(batch.positions, batch.image_index)

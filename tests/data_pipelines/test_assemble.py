@@ -1,10 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from data_pipelines.assemble import empty_batch, erase, place_row
 from data_pipelines.packing import Segment
 from data_pipelines.record import ByteRange, ImagePart
-from data_pipelines.rendered import RenderedRecord
+from data_pipelines.rendered import ImageLayout, RenderedRecord
 
 PICTURE = ImagePart(ByteRange("picture.png"))
 
@@ -44,7 +46,7 @@ def test_a_target_is_the_next_token_and_never_of_the_next_segment(batch):
 
 def test_a_segment_with_a_bad_image_becomes_padding_and_the_rest_stays(batch):
     placed = place_row(batch, 0, ROW, image_tokens=2)
-    whole = [array.copy() for array in batch]
+    whole = [array.copy() for array in batch if array is not None]
     erase(batch, placed[0])
     assert batch.segment_ids[0].tolist() == [0] * 5 + [2] * 4 + [0] * 3
     assert batch.image_mask[0].tolist() == [False, True, False]
@@ -54,3 +56,20 @@ def test_a_segment_with_a_bad_image_becomes_padding_and_the_rest_stays(batch):
     for name, array, former in zip(batch._fields[:5], batch[:5], whole[:5], strict=True):
         assert not array[0, :5].any(), name
         assert (array[0, 5:] == former[0, 5:]).all(), name
+
+
+def test_instructions_stand_beside_the_slots_of_their_images():
+    tiled = ImageLayout(2, np.array([0, 2], np.int32))
+    asked = [np.array([4, 5], np.int32), np.array([6], np.int32)]
+    first = replace(ROW[0].rendered, layouts=(tiled,), instructions=(asked[0],))
+    second = replace(ROW[1].rendered, layouts=(ImageLayout(1, np.array([0, 1], np.int32)),), instructions=(asked[1],))
+    batch = empty_batch(rows=1, row_length=12, images_per_row=4, image_size=(2, 4), instruction_tokens=3)
+    placed = place_row(batch, 0, tuple(Segment(each, 0, 0, 0) for each in (first, second)), image_tokens=2)
+    assert batch.instructions[0].tolist() == [[4, 5, -1], [4, 5, -1], [6, -1, -1], [-1, -1, -1]]
+    erase(batch, placed[0])
+    assert batch.instructions[0].tolist() == [[-1] * 3, [-1] * 3, [6, -1, -1], [-1] * 3]
+
+
+def test_without_instructions_a_batch_has_none(batch):
+    place_row(batch, 0, ROW, image_tokens=2)
+    assert batch.instructions is None

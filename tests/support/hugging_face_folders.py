@@ -8,6 +8,8 @@ import transformers
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from tests.support.small_tokenizers import word_pieces, write_bert
+
 SPECIAL_TOKENS = (
     *("<unk>", "<s>", "</s>", "<pad>", "<image>", "<|im_start|>", "<|im_end|>"),
     *("<fake_token_around_image>", "<global-img>", "<end_of_utterance>", "<img>", "</img>", "<IMG_CONTEXT>"),
@@ -165,6 +167,25 @@ def write_blip2(folder: Path) -> transformers.Blip2ForConditionalGeneration:
     model.save_pretrained(folder)
     images = transformers.BlipImageProcessorPil(size={"height": 16, "width": 16})
     transformers.Blip2Processor(images, tiny_tokenizer(), num_query_tokens=5).save_pretrained(folder)
+    return model
+
+
+def write_instructblip(folder: Path) -> transformers.InstructBlipForConditionalGeneration:
+    """Write an InstructBLIP with its processor, which puts five tokens before the text, and return the model."""
+    shape = {"num_hidden_layers": 2, "num_attention_heads": 3}
+    config = transformers.InstructBlipConfig(
+        vision_config={**shape, "hidden_size": 24, "intermediate_size": 28, "image_size": 16, "patch_size": 4},
+        qformer_config={**shape, "hidden_size": 18, "intermediate_size": 20, "vocab_size": len(word_pieces()) + 1},
+        text_config=text_config().to_dict(),
+        num_query_tokens=5,
+        image_token_index=SPECIAL_TOKENS.index("<image>"),
+    )
+    model = randomise(transformers.InstructBlipForConditionalGeneration(config))
+    model.save_pretrained(folder)
+    images = transformers.BlipImageProcessorPil(size={"height": 16, "width": 16})
+    instructions = transformers.AutoTokenizer.from_pretrained(write_bert(folder / "qformer_tokenizer"))
+    processor = transformers.InstructBlipProcessor(images, tiny_tokenizer(), instructions, num_query_tokens=5)
+    processor.save_pretrained(folder)
     return model
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import sentencepiece
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, trainers
+import transformers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from data_pipelines.tokenizer import Tokenizer, load_tokenizer
 from data_pipelines.tokenizers.sentencepiece_model import tokenizer_json_from_sentencepiece
@@ -97,3 +98,35 @@ def legacy_llama_json() -> dict[str, Any]:
 def small_tokenizer(kind: str, folder: Path) -> Tokenizer:
     """A loaded tokenizer with the special tokens of every chat template."""
     return load_tokenizer(write_tokenizer(kind, folder), CHAT_TOKENS)
+
+
+@functools.cache
+def word_pieces() -> tuple[str, ...]:
+    """BERT's special tokens, then letters, pieces and words."""
+    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)] + list("0123456789?.,:<>[]/|_猫")
+    words = ["how", "many", "digits", "are", "there", "what", "col", "##our", "##or", "is", "the", "digit", "image"]
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    return tuple(dict.fromkeys([*special, *letters, *(f"##{letter}" for letter in letters), *words]))
+
+
+def write_bert(folder: Path) -> Path:
+    """Writes an uncased WordPiece tokenizer as transformers saves BERT's, with a token of its own behind the others."""
+    vocabulary = {piece: index for index, piece in enumerate(word_pieces())}
+    tokenizer = tokenizers.Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    around = [(name, vocabulary[name]) for name in ("[SEP]", "[CLS]")]
+    tokenizer.post_processor = processors.BertProcessing(*around)
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token="[UNK]",
+        pad_token="[PAD]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+        truncation_side="left",
+    )
+    fast.add_special_tokens({"bos_token": "[DEC]"})
+    fast.save_pretrained(folder)
+    return folder

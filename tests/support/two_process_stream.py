@@ -31,7 +31,9 @@ def main(index: int, processes: int, port: str, batches: int, folder: str, out: 
         for _ in range(batches):
             loaded = next(loader)
             arrays = multihost_utils.process_allgather(loaded.batch, tiled=True)
-            digests.append(hashlib.sha256(b"".join(np.asarray(array).tobytes() for array in arrays)).hexdigest())
+            digests.append(
+                hashlib.sha256(b"".join(np.asarray(array).tobytes() for array in jax.tree.leaves(arrays))).hexdigest()
+            )
         gathered = gather_positions(loaded.position)
     if index == 0:
         Path(out).write_text(json.dumps({"batches": digests, "position": gathered}))

@@ -8,12 +8,13 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from data_pipelines.batch import Batch
-from mllm_jax.models.connectors.choice import ConnectorConfig
+from mllm_jax.models.connectors.choice import ConnectorConfig, instruction_tokens
 from mllm_jax.models.connectors.gated_cross_attention import GatedCrossAttentionConfig
 from mllm_jax.models.connectors.perceiver import MediaProjectionConfig, PerceiverConfig
 from mllm_jax.models.connectors.prefix_adapter import PrefixAdapterConfig, VisualModuleConfig
-from mllm_jax.models.connectors.q_former import QFormerConfig
+from mllm_jax.models.connectors.q_former import QFormerConfig, QFormerTextConfig
 from mllm_jax.models.connectors.visual_expert import VisualExpertConfig
+from mllm_jax.models.layers.stack import StackConfig
 from mllm_jax.models.multimodal import MultimodalConfig, image_tokens
 from mllm_jax.models.parameters import abstract_parameters, logical_axes, make_model
 from mllm_jax.parallel.mesh import MeshConfig, make_mesh
@@ -25,10 +26,17 @@ from mllm_jax.training.step import compile_train_step, make_train_step
 from tests.support.tiny_training import MODEL, initial_parameters, tiny_batch
 
 PERCEIVER = PerceiverConfig(latents=4, layers=2, heads=2, head_width=4, projection=False)
+TEXT = QFormerTextConfig(vocab_size=16, max_positions=6, instruction_tokens=5)
 CONNECTORS: dict[str, tuple[ConnectorConfig, tuple[str, ...]]] = {
     "q_former": (QFormerConfig(queries=4, width=8, layers=2, heads=2, feed_forward_width=12), ("connector/**",)),
     "projected": (
         PERCEIVER.model_copy(update={"media_projection": MediaProjectionConfig(feed_forward_width=12)}),
+        ("connector/**",),
+    ),
+    "instructed_q_former": (
+        QFormerConfig(
+            queries=4, width=8, layers=2, heads=2, feed_forward_width=12, text=TEXT, stack=StackConfig(remat="full")
+        ),
         ("connector/**",),
     ),
     "gated": (
@@ -77,7 +85,11 @@ def trained(config: MultimodalConfig, trainable: tuple[str, ...]):
 def batch_of(config: MultimodalConfig) -> Batch:
     """The tiny batch, with as many places for an image as the connector takes."""
     batch = tiny_batch(0)
-    return batch._replace(image_index=np.where(batch.image_index < image_tokens(config), batch.image_index, -1))
+    length = instruction_tokens(config.connector)
+    shape = (*batch.image_mask.shape, length)
+    asked = np.random.default_rng(1).integers(-1, 16, shape, np.int32) if length else None
+    image_index = np.where(batch.image_index < image_tokens(config), batch.image_index, -1)
+    return batch._replace(image_index=image_index, instructions=asked)
 
 
 @pytest.mark.parametrize("name", CONNECTORS)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mllm_jax.interop.families.blip2 import BLIP2
+from mllm_jax.interop.families.blip2 import BLIP2, INSTRUCTBLIP
 from mllm_jax.interop.families.composite import CompositeFamily, tower_of
 from mllm_jax.interop.families.family import Family, FamilyError, HuggingFaceConfig
 from mllm_jax.interop.families.idefics import IDEFICS
@@ -30,6 +30,7 @@ COMPOSITE_FAMILIES: tuple[CompositeFamily, ...] = (
     IDEFICS3,
     INTERNVL,
     BLIP2,
+    INSTRUCTBLIP,
     IDEFICS,
     IDEFICS2,
     QWEN2_VL,

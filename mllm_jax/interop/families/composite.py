@@ -43,6 +43,11 @@ class Processor:
     token_names: Callable[[MultimodalConfig], Mapping[str, str | None]] = lambda config: {}
     """Special tokens that transformers' processor of a model asks the tokenizer for by its own names for them; None:
     the image token."""
+    instruction_folder: str | None = None
+    """The folder inside a model's that holds the tokenizer of the instructions that its connector reads; None: it reads
+    none."""
+    names_image_token: bool = True
+    """Whether the processor takes a tokenizer that says which of its tokens stands for an image."""
 
 
 _TRANSFORMERS_5 = (

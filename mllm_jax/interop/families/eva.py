@@ -58,4 +58,4 @@ def to_hugging_face(config: ViTConfig) -> dict[str, Any]:
     }
 
 
-EVA = Family("eva", ("blip_2_vision_model",), TABLE, from_hugging_face, to_hugging_face)
+EVA = Family("eva", ("blip_2_vision_model", "instructblip_vision_model"), TABLE, from_hugging_face, to_hugging_face)

@@ -6,7 +6,7 @@ from mllm_jax.interop.families.family import HuggingFaceConfig, require
 from mllm_jax.interop.families.vision import ACTIVATION_NAMES, our_activation
 from mllm_jax.interop.rules import FLAT, LINEAR, LINEAR_FROM_HEADS, ONE_ROW, Rule
 from mllm_jax.models.connectors.perceiver import PerceiverConfig
-from mllm_jax.models.connectors.q_former import QFormerConfig
+from mllm_jax.models.connectors.q_former import QFormerConfig, QFormerTextConfig
 
 _ATTENTION = (("q_proj", "query"), ("k_proj", "key"), ("v_proj", "value"))
 
@@ -124,14 +124,24 @@ _Q_FORMER_DEFAULTS: dict[str, Any] = {
     "hidden_act": "gelu",
     "layer_norm_eps": 1e-12,
     "cross_attention_frequency": 2,
+    "vocab_size": 30522,
+    "max_position_embeddings": 512,
 }
 """What transformers takes for a key that a config.json leaves out."""
 
 
-def q_former(config: HuggingFaceConfig, queries: int) -> QFormerConfig:
-    """From a `qformer_config` and the `num_query_tokens` beside it."""
+def q_former(config: HuggingFaceConfig, queries: int, *, reads_text: bool = False) -> QFormerConfig:
+    """From a `qformer_config` and the `num_query_tokens` beside it; `reads_text` for InstructBLIP's.
+
+    An instruction may be as long as the positions are many: it is for the tokenizer's files to say less.
+    """
     config = _Q_FORMER_DEFAULTS | dict(config)
-    require("BLIP-2", config, use_qformer_text_input=False)
+    text = None
+    if reads_text:
+        positions = config["max_position_embeddings"]
+        text = QFormerTextConfig(vocab_size=config["vocab_size"], max_positions=positions, instruction_tokens=positions)
+    else:
+        require("BLIP-2", config, use_qformer_text_input=False)
     return QFormerConfig(
         queries=queries,
         width=config["hidden_size"],
@@ -141,13 +151,22 @@ def q_former(config: HuggingFaceConfig, queries: int) -> QFormerConfig:
         cross_attention_every=config["cross_attention_frequency"],
         activation=our_activation(config["hidden_act"]),
         norm_epsilon=config["layer_norm_eps"],
+        text=text,
     )
 
 
 def their_q_former(config: QFormerConfig, features_width: int) -> dict[str, Any]:
     """A `qformer_config`; `features_width` is the encoder's."""
+    if config.text is None:
+        own: dict[str, Any] = {"model_type": "blip_2_qformer", "use_qformer_text_input": False}
+    else:
+        own = {
+            "model_type": "instructblip_qformer",
+            "vocab_size": config.text.vocab_size,
+            "max_position_embeddings": config.text.max_positions,
+        }
     return {
-        "model_type": "blip_2_qformer",
+        **own,
         "hidden_size": config.width,
         "num_hidden_layers": config.layers,
         "num_attention_heads": config.heads,
@@ -156,16 +175,21 @@ def their_q_former(config: QFormerConfig, features_width: int) -> dict[str, Any]
         "layer_norm_eps": config.norm_epsilon,
         "cross_attention_frequency": config.cross_attention_every,
         "encoder_hidden_size": features_width,
-        "use_qformer_text_input": False,
     }
 
 
-def q_former_rules(every: int) -> tuple[Rule, ...]:
-    """The rules of a Q-Former of which one layer in `every` reads the image's features."""
+def q_former_rules(every: int, *, reads_text: bool = False) -> tuple[Rule, ...]:
+    """The rules of a Q-Former of which one layer in `every` reads the image's features.
+
+    `reads_text` is for the names in InstructBLIP's files.
+    """
+    norm = "qformer.embeddings.layernorm" if reads_text else "qformer.layernorm"
     rules = [
         Rule("query_tokens", "queries", ONE_ROW),
-        Rule("qformer.layernorm.weight", "query_norm/scale"),
-        Rule("qformer.layernorm.bias", "query_norm/bias"),
+        Rule(f"{norm}.weight", "query_norm/scale"),
+        Rule(f"{norm}.bias", "query_norm/bias"),
+        Rule("qformer.embeddings.word_embeddings.weight", "token_embedding/embedding"),
+        Rule("qformer.embeddings.position_embeddings.weight", "position_embedding/embedding"),
         Rule("language_projection.weight", "projection/kernel", LINEAR),
         Rule("language_projection.bias", "projection/bias"),
     ]
@@ -176,16 +200,19 @@ def q_former_rules(every: int) -> tuple[Rule, ...]:
 
 def _layer_rules(place: int, every: int) -> list[Rule]:
     theirs, ours = "qformer.encoder.layer.{layer}.", f"blocks/layer_{place}/"
-    rules = [
-        Rule(f"{theirs}intermediate_query.dense.weight", f"{ours}feed_forward/up/kernel", LINEAR, place, every),
-        Rule(f"{theirs}intermediate_query.dense.bias", f"{ours}feed_forward/up/bias", FLAT, place, every),
-        Rule(f"{theirs}output_query.dense.weight", f"{ours}feed_forward/down/kernel", LINEAR, place, every),
-        Rule(f"{theirs}output_query.dense.bias", f"{ours}feed_forward/down/bias", FLAT, place, every),
-    ]
+    rules = []
+    for side, name in (("_query", "feed_forward"), ("", "text_feed_forward")):
+        rules += [
+            Rule(f"{theirs}intermediate{side}.dense.weight", f"{ours}{name}/up/kernel", LINEAR, place, every),
+            Rule(f"{theirs}intermediate{side}.dense.bias", f"{ours}{name}/up/bias", FLAT, place, every),
+            Rule(f"{theirs}output{side}.dense.weight", f"{ours}{name}/down/kernel", LINEAR, place, every),
+            Rule(f"{theirs}output{side}.dense.bias", f"{ours}{name}/down/bias", FLAT, place, every),
+        ]
     for their_norm, our_norm in (
         ("attention.output", "attention_norm"),
         ("crossattention.output", "cross_attention_norm"),
         ("output_query", "feed_forward_norm"),
+        ("output", "text_feed_forward_norm"),
     ):
         rules += [
             Rule(f"{theirs}{their_norm}.LayerNorm.weight", f"{ours}{our_norm}/scale", FLAT, place, every),

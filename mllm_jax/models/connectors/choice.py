@@ -14,7 +14,7 @@ from mllm_jax.models.connectors.mlp import MLPConfig, MLPConnector
 from mllm_jax.models.connectors.perceiver import PerceiverConfig, PerceiverConnector
 from mllm_jax.models.connectors.pixel_shuffle import PixelShuffleConfig, PixelShuffleConnector
 from mllm_jax.models.connectors.prefix_adapter import PrefixAdapterConfig, PrefixAdapterConnector
-from mllm_jax.models.connectors.q_former import QFormerConfig, QFormerConnector
+from mllm_jax.models.connectors.q_former import QFormerConfig, QFormerConnector, QFormerTextConfig
 from mllm_jax.models.connectors.visual_expert import VisualExpertConfig, VisualExpertConnector
 
 ConnectorConfig = Annotated[
@@ -61,3 +61,14 @@ def added_weights(config: ConnectorConfig) -> AddedWeights | None:
 def is_merged(config: ConnectorConfig) -> bool:
     """Whether an image's features stand among the embeddings, where its tokens are."""
     return not isinstance(config, GatedCrossAttentionConfig | PrefixAdapterConfig)
+
+
+def text_side(config: ConnectorConfig) -> QFormerTextConfig | None:
+    """How a connector reads the instruction of an image; None: it reads none."""
+    return config.text if isinstance(config, QFormerConfig) else None
+
+
+def instruction_tokens(config: ConnectorConfig) -> int:
+    """Longest instruction in tokens that a connector reads with an image; 0: it reads none."""
+    text = text_side(config)
+    return 0 if text is None else text.instruction_tokens

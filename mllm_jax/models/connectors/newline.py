@@ -5,7 +5,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 from beartype import beartype
-from jaxtyping import Array, Float, jaxtyped
+from jaxtyping import Array, Float, Int, jaxtyped
 
 from mllm_jax.models.connectors.choice import ConnectorConfig, make_connector
 from mllm_jax.models.connectors.features import FeatureGrid
@@ -29,5 +29,5 @@ class NewlineConnector(nn.Module):
         self.newline = self.param("newline", normal, (self.width,), self.param_dtype)
 
     @jaxtyped(typechecker=beartype)
-    def __call__(self, features: Float[Array, "B P E"]) -> Float[Array, "B Q D"]:
-        return self.connector(features)
+    def __call__(self, features: Float[Array, "B P E"], *instructions: Int[Array, "B S"]) -> Float[Array, "B Q D"]:
+        return self.connector(features, *instructions)

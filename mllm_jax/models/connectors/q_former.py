@@ -1,11 +1,15 @@
-"""BLIP-2's Querying Transformer (https://arxiv.org/abs/2301.12597): BERT's blocks over learned queries."""
+"""BLIP-2's Querying Transformer (https://arxiv.org/abs/2301.12597): BERT's blocks over learned queries and text.
+
+Queries and text attend to one another as a mask says, and only queries read the image. With a mask that is open both
+ways the text is an instruction (InstructBLIP, https://arxiv.org/abs/2305.06500).
+"""
 
 from typing import Any, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
 from beartype import beartype
-from jaxtyping import Array, Float, Int, jaxtyped
+from jaxtyping import Array, Bool, Float, Int, jaxtyped
 from pydantic import Field, model_validator
 
 from data_pipelines.config_class import Config
@@ -18,8 +22,28 @@ from mllm_jax.models.layers.initializers import named
 from mllm_jax.models.layers.norms import layer_norm
 from mllm_jax.models.layers.projection import Projection
 from mllm_jax.models.layers.stack import StackConfig, run_stack
+from mllm_jax.models.layers.vocabulary import PositionEmbedding, TokenEmbedding
 
 HIDDEN_AXES = ("images", "tokens", "embed_activation")
+
+
+class QFormerTextConfig(Config):
+    """The text side of a Q-Former; its values are InstructBLIP's."""
+
+    vocab_size: int = Field(default=30523, gt=0)
+    """Rows of the word embedding: BERT's, and one for the token that begins a decoded text."""
+    max_positions: int = Field(default=512, gt=0)
+    """Longest text in tokens that has positions."""
+    instruction_tokens: int = Field(default=128, gt=1)
+    """Longest instruction in tokens, the first and the last special token included; of a longer one the end is kept."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "QFormerTextConfig":
+        if self.instruction_tokens > self.max_positions:
+            raise ValueError(
+                f"instruction_tokens {self.instruction_tokens} is more than max_positions {self.max_positions}"
+            )
+        return self
 
 
 class QFormerConfig(Config):
@@ -36,6 +60,8 @@ class QFormerConfig(Config):
     """The first of so many layers reads the image's features."""
     activation: ActivationName = "gelu"
     norm_epsilon: float = Field(default=1e-12, gt=0)
+    text: QFormerTextConfig | None = None
+    """Reads each image's instruction beside the queries; null: queries alone."""
     stack: StackConfig = StackConfig()
 
     @model_validator(mode="after")
@@ -63,21 +89,31 @@ class QFormerLayer(nn.Module):
 
     @nn.compact
     @jaxtyped(typechecker=beartype)
-    def __call__(self, queries: Float[Array, "B Q D"], features: Float[Array, "B P E"]) -> Float[Array, "B Q D"]:
+    def __call__(
+        self, hidden: Float[Array, "B T D"], features: Float[Array, "B P E"], mask: Bool[Array, "B 1 T T"] | None
+    ) -> Float[Array, "B T D"]:
+        """`hidden` is the queries, then the text; `T = Q + S`."""
         config, formats = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}
         heads = (config.heads, config.heads, config.width // config.heads)
         attention = SelfAttention(*heads, bias=True, name="attention", **formats)
-        feed_forward = FeedForward(config.feed_forward_width, config.activation, name="feed_forward", **formats)
-        queries = self._normed("attention_norm", queries + attention(queries)[0])
+        hidden = self._normed("attention_norm", hidden + attention(hidden, mask)[0])
+        queries, text = hidden[:, : config.queries], hidden[:, config.queries :]
         if self.reads_features:
             cross_attention = CrossAttention(*heads, bias=True, name="cross_attention", **formats)
             queries = self._normed("cross_attention_norm", queries + cross_attention(queries, features))
-        queries = self._normed("feed_forward_norm", queries + feed_forward(queries))
-        return nn.with_logical_constraint(queries, HIDDEN_AXES)
+        hidden = self._fed_forward("feed_forward", queries)
+        if config.text is not None:
+            hidden = jnp.concatenate([hidden, self._fed_forward("text_feed_forward", text)], axis=1)
+        return nn.with_logical_constraint(hidden, HIDDEN_AXES)
 
-    def _normed(self, name: str, queries: Float[Array, "B Q D"]) -> Float[Array, "B Q D"]:
+    def _fed_forward(self, name: str, hidden: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        formats = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        feed_forward = FeedForward(self.config.feed_forward_width, self.config.activation, name=name, **formats)
+        return self._normed(f"{name}_norm", hidden + feed_forward(hidden))
+
+    def _normed(self, name: str, hidden: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         norm = layer_norm(self.config.norm_epsilon, self.dtype, self.param_dtype, name=name)
-        return norm(queries)
+        return norm(hidden)
 
 
 class QFormerBlock(nn.Module):
@@ -90,15 +126,70 @@ class QFormerBlock(nn.Module):
     @nn.compact
     @jaxtyped(typechecker=beartype)
     def __call__(
-        self, queries: Float[Array, "B Q D"], block: Int[Array, ""], features: Float[Array, "B P E"]
-    ) -> tuple[Float[Array, "B Q D"], None]:
+        self,
+        hidden: Float[Array, "B T D"],
+        block: Int[Array, ""],
+        features: Float[Array, "B P E"],
+        mask: Bool[Array, "B 1 T T"] | None,
+    ) -> tuple[Float[Array, "B T D"], None]:
         for place in range(self.config.cross_attention_every):
             layer = QFormerLayer(self.config, place == 0, self.dtype, self.param_dtype, name=f"layer_{place}")
-            queries = layer(queries, features)
-        return queries, None
+            hidden = layer(hidden, features, mask)
+        return hidden, None
+
+
+class QFormer(nn.Module):
+    """The queries and a text together, whatever they are trained for."""
+
+    config: QFormerConfig
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    @jaxtyped(typechecker=beartype)
+    def __call__(
+        self,
+        features: Float[Array, "B P E"],
+        text: Int[Array, "B S"] | None = None,
+        mask: Bool[Array, "B 1 T T"] | None = None,
+    ) -> Float[Array, "B T D"]:
+        """The states of the queries, then those of the text.
+
+        Args:
+            features: of an image.
+            text: token ids, negative where there is none; None where the config has no text.
+            mask: what each of queries and text may see of both; None: everything.
+        """
+        config, formats = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        initializer = named(nn.initializers.normal(0.02), None, "embed")
+        learned = self.param("queries", initializer, (config.queries, config.width), self.param_dtype)
+        hidden = jnp.broadcast_to(learned.astype(self.dtype), (len(features), config.queries, config.width))
+        if config.text is not None:
+            if text is None:
+                raise ValueError("a Q-Former with text was given none: hand it the batch's instructions")
+            hidden = jnp.concatenate([hidden, self._embedded(text, config.text)], axis=1)
+        hidden = layer_norm(config.norm_epsilon, name="query_norm", **formats)(hidden)
+        repeated = config.layers // config.cross_attention_every
+        blocks = run_stack(self, QFormerBlock, {"config": config, **formats}, config.stack, repeated, depth=repeated)
+        return blocks(hidden, features.astype(self.dtype), mask)
+
+    def _embedded(self, text: Int[Array, "B S"], config: QFormerTextConfig) -> Float[Array, "B S D"]:
+        formats = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        words = TokenEmbedding(config.vocab_size, self.config.width, name="token_embedding", **formats)
+        positions = PositionEmbedding(config.max_positions, 0, name="position_embedding", **formats)
+        places = jnp.broadcast_to(jnp.arange(text.shape[1]), text.shape)
+        return positions(words(jnp.maximum(text, 0)), places)
+
+
+def open_mask(queries: int, text: Int[Array, "B S"]) -> Bool[Array, "B 1 T T"]:
+    """Everyone sees the queries and the text there is; nothing reads what comes of the places without text."""
+    keys = jnp.concatenate([jnp.ones((len(text), queries), bool), text >= 0], axis=1)
+    return jnp.broadcast_to(keys[:, None, None], (len(text), 1, keys.shape[1], keys.shape[1]))
 
 
 class QFormerConnector(nn.Module):
+    """What the queries read of an image (and its instruction), in the decoder's width."""
+
     config: QFormerConfig
     grid: FeatureGrid
     """How the features that come in lie."""
@@ -107,15 +198,16 @@ class QFormerConnector(nn.Module):
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
-    @nn.compact
+    def setup(self):
+        formats = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        self.q_former = QFormer(self.config, **formats)
+        nn.share_scope(self, self.q_former)
+        self.projection = Projection((self.width,), (None,), ("embed",), bias=True, **formats)
+
     @jaxtyped(typechecker=beartype)
-    def __call__(self, features: Float[Array, "B P E"]) -> Float[Array, "B Q D"]:
-        config, formats = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        initializer = named(nn.initializers.normal(0.02), None, "embed")
-        learned = self.param("queries", initializer, (config.queries, config.width), self.param_dtype)
-        queries = jnp.broadcast_to(learned.astype(self.dtype), (len(features), config.queries, config.width))
-        queries = layer_norm(config.norm_epsilon, name="query_norm", **formats)(queries)
-        repeated = config.layers // config.cross_attention_every
-        blocks = run_stack(self, QFormerBlock, {"config": config, **formats}, config.stack, repeated, depth=repeated)
-        queries = blocks(queries, features.astype(self.dtype))
-        return Projection((self.width,), (None,), ("embed",), bias=True, name="projection", **formats)(queries)
+    def __call__(
+        self, features: Float[Array, "B P E"], instructions: Int[Array, "B S"] | None = None
+    ) -> Float[Array, "B Q D"]:
+        mask = None if instructions is None else open_mask(self.config.queries, instructions)
+        hidden = self.q_former(features, instructions, mask)
+        return self.projection(hidden[:, : self.config.queries])

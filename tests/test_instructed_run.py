@@ -1,0 +1,130 @@
+"""From tars of captioned images to an InstructBLIP that answers and is exported: every room, three steps."""
+
+import io
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_pipelines.shards import ImageText, write_shards
+from data_pipelines.tokenizer import load_tokenizer
+from mllm_jax.assemble import make_ingredients
+from mllm_jax.checkpoint.checkpointer import CheckpointConfig
+from mllm_jax.config import load_run
+from mllm_jax.generation.answering import Answerer
+from mllm_jax.generation.batch import answer_prompt
+from mllm_jax.generation.decode import DecodingConfig
+from mllm_jax.interop.export import export
+from mllm_jax.interop.model_folder import LoadedModel, load_model
+from mllm_jax.parallel.mesh import MeshConfig, make_mesh
+from mllm_jax.run_file import RunFileError
+from mllm_jax.training.metrics import LoggingConfig
+from mllm_jax.training.plan import Run
+from mllm_jax.training.run import Outcome, run_stages
+from tests.support.small_tokenizers import CHAT_TOKENS, sentencepiece_model, word_pieces, write_bert
+
+RUN_FILE = """
+output: {folder}/run
+model:
+  encoder:
+    preset: eva_vit_g14
+    architecture: {{image_size: [8, 8], patch_size: 4, width: 16, layers: 1, heads: 2, feed_forward_width: 16}}
+  connector:
+    kind: q_former
+    queries: 3
+    width: 8
+    layers: 2
+    heads: 2
+    feed_forward_width: 12
+    text: {{vocab_size: {words}, max_positions: 16, instruction_tokens: 7}}
+  decoder:
+    preset: tiny_llama
+    architecture: {{width: 16, layers: 1, heads: 2, kv_heads: 1, head_width: 8, feed_forward_width: 16}}
+  tokenizer: {folder}/tokenizer
+  instruction_tokenizer: {folder}/bert
+  chat_template: vicuna_v1
+  image_transform: {{mode: squash}}
+  precision: {{compute: float32}}
+data:
+  lanes: 2
+  shuffle_window: 4
+  sources:
+    pairs: {{kind: webdataset, shards: "{folder}/shards/*.tar", prompts: ["how many digits?", "what is there?"]}}
+stages:
+  - {{name: align, template: plain, mixture: {{pairs: 1}}, rows: 2, row_length: 64, images_per_row: 3, steps: 3,
+      trainable: ["connector/**"], schedule: {{peak: 1e-2, warmup: 0}}}}
+"""
+
+
+def png(number: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(number).integers(0, 256, (9, 12, 3), dtype=np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("instructed")
+    (folder / "tokenizer.model").write_bytes(sentencepiece_model("bpe"))
+    tokenizer = load_tokenizer(folder / "tokenizer.model", CHAT_TOKENS)
+    (folder / "tokenizer").mkdir()
+    for name, content in tokenizer.files().items():
+        (folder / "tokenizer" / name).write_bytes(content)
+    write_bert(folder / "bert")
+    write_shards((ImageText(png(number), f"red {number}", "png") for number in range(20)), folder / "shards")
+    (folder / "run.yaml").write_text(RUN_FILE.format(folder=folder, words=len(word_pieces()) + 1))
+    return folder
+
+
+def trained(folder: Path) -> LoadedModel:
+    config = load_run(folder / "run.yaml")
+    run = Run(
+        folder=Path(config.output),
+        ingredients=make_ingredients(config),
+        mesh=make_mesh(MeshConfig(), jax.devices()[:1]),
+        checkpoint=CheckpointConfig(),
+        logging=LoggingConfig(every=1, tensorboard=False),
+        console=None,
+    )
+    assert run_stages(config.stages, run) is Outcome.FINISHED
+    return load_model(config.output)
+
+
+def test_it_trains_answers_and_is_exported(folder: Path, tmp_path: Path) -> None:
+    model = trained(folder)
+    lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert len(losses) == 3 and losses[-1] < losses[0]
+    (tmp_path / "image.png").write_bytes(png(3))
+    assert model.instruction_tokenizer is not None
+    assert len(
+        answer_prompt(Answerer(model, DecodingConfig(max_new_tokens=3)), "red?", [tmp_path / "image.png"]).tokens
+    )
+    export(model, tmp_path / "exported")
+    written = json.loads((tmp_path / "exported" / "config.json").read_text())
+    assert written["architectures"] == ["InstructBlipForConditionalGeneration"]
+    again = load_model(tmp_path / "exported")
+    assert again.config == model.config
+    assert again.instruction_tokenizer.files() == model.instruction_tokenizer.files()
+    assert jax.tree.all(jax.tree.map(np.array_equal, again.parameters, model.parameters))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("model.instruction_tokenizer=null", "model.connector reads instructions; give both"),
+        ("model.connector={kind: mlp}", "model.connector reads no instructions; give both"),
+    ],
+)
+def test_a_connector_and_its_tokenizer_go_together(folder: Path, change: str, message: str) -> None:
+    with pytest.raises(RunFileError, match=message):
+        load_run(folder / "run.yaml", [change])
+
+
+def test_a_tokenizer_of_more_tokens_than_the_connector_has_is_refused(folder: Path) -> None:
+    config = load_run(folder / "run.yaml", ["model.connector.text.vocab_size=20"])
+    with pytest.raises(ValueError, match=r"has \d+ tokens, but the connector's text.vocab_size is 20"):
+        make_ingredients(config)
