@@ -94,6 +94,12 @@ def _cuts(template: ChatTemplate | None, prompts: Tokenizer) -> Iterator[str]:
             yield rf"{end}{ANYTHING}\z"
         if template.system is not None and template.system_in_user:
             before, after = (_pattern(pieces, prompts) for pieces in (template.system.before, template.system.after))
+            if not (before and after):
+                raise ValueError(
+                    f"chat template {template.name!r} puts the system's text into the user's turn and does not show "
+                    "where it ends, so that transformers' processor cannot find the instruction of an image in a "
+                    "prompt; give the model another template."
+                )
             yield rf"{before}[\s\S]*?{after}"
     around = template.image if template is not None else None
     before = _pattern(around.before, prompts) if around else ""

@@ -31,7 +31,7 @@ PICTURE = ImagePart(ByteRange("picture.png"))
 @jax.jit
 def logits(batch: Batch) -> jax.Array:
     arrays = batch.tokens, batch.segment_ids, batch.positions, batch.images, batch.image_mask, batch.image_index
-    return Multimodal(CONFIG).apply({"params": PARAMETERS}, *arrays, batch.instructions)
+    return Multimodal(CONFIG).apply({"params": PARAMETERS}, *arrays, instructions=batch.instructions)
 
 
 ENCODE = jax.jit(partial(Multimodal(CONFIG).apply, method="encode_images"))
@@ -43,7 +43,7 @@ def segment(number: int, length: int, asked: int) -> Segment:
     tokens = random.integers(0, 32, length, np.int32)
     instruction = random.integers(0, 16, asked, np.int32)
     supervised = np.ones(length, bool)
-    return Segment(RenderedRecord("", tokens, supervised, (2,), (PICTURE,), (), (instruction,)), 0, 0, 0)
+    return Segment(RenderedRecord("", tokens, supervised, ~supervised, (2,), (PICTURE,), (), (instruction,)), 0, 0, 0)
 
 
 def laid_out(rows: list[list[Segment]]) -> Batch:

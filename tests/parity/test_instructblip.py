@@ -79,7 +79,7 @@ def arrays(config: MultimodalConfig) -> tuple[list[jax.Array], dict[str, torch.T
 
 def logits_and_features(model: Multimodal, *arrays: jax.Array) -> tuple[jax.Array, jax.Array]:
     _, _, _, images, image_mask, _, instructions = arrays
-    return model(*arrays), model.encode_images(images, image_mask, instructions)
+    return model(*arrays[:-1], instructions=instructions), model.encode_images(images, image_mask, instructions)
 
 
 @pytest.mark.parametrize(("text", "scan"), [("llama", True), ("opt", False)])
@@ -141,7 +141,7 @@ def test_one_gradient_step(tmp_path: Path) -> None:
     weights = (index[:, 1:] < 0) / (index[:, 1:] < 0).sum()
 
     def loss(parameters: Parameters) -> jax.Array:
-        logits = Multimodal(config).apply({"params": parameters}, *ours)[:, :-1]
+        logits = Multimodal(config).apply({"params": parameters}, *ours[:-1], instructions=ours[-1])[:, :-1]
         chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[:, 1:, None], axis=-1)[..., 0]
         return -(chosen * weights).sum()
 
