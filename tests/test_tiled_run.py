@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from data_pipelines.shards import ImageText, write_shards
-from data_pipelines.tokenizer import load_tokenizer
+from data_pipelines.tokenizer import load_tokenizer, tokenizer_from_files
 from mllm_jax.assemble import make_ingredients
 from mllm_jax.checkpoint.checkpointer import CheckpointConfig
-from mllm_jax.config import load_run
+from mllm_jax.config import RunConfig, load_run
 from mllm_jax.generation.answering import Answerer
 from mllm_jax.generation.batch import answer_prompt
 from mllm_jax.generation.decode import DecodingConfig
@@ -21,6 +21,7 @@ from mllm_jax.interop.export import export
 from mllm_jax.interop.model_folder import LoadedModel, load_model
 from mllm_jax.models.parameters import init_parameters
 from mllm_jax.parallel.mesh import MeshConfig, make_mesh
+from mllm_jax.training.ingredients import FeedRequest
 from mllm_jax.training.metrics import LoggingConfig
 from mllm_jax.training.plan import Run
 from mllm_jax.training.run import Outcome, run_stages
@@ -59,17 +60,21 @@ def png(number: int) -> bytes:
     return buffer.getvalue()
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
-    folder = tmp_path_factory.mktemp("tiled")
+def prepared_run(folder: Path, run_file: str = RUN_FILE) -> RunConfig:
+    """A tokenizer, shards and the run file that names them."""
     (folder / "tokenizer.model").write_bytes(sentencepiece_model("bpe"))
     tokenizer = load_tokenizer(folder / "tokenizer.model", CHAT_TOKENS)
     (folder / "tokenizer").mkdir()
     for name, content in tokenizer.files().items():
         (folder / "tokenizer" / name).write_bytes(content)
     write_shards((ImageText(png(number), f"red {number}", "png") for number in range(20)), folder / "shards")
-    (folder / "run.yaml").write_text(RUN_FILE.format(folder=folder))
-    config = load_run(folder / "run.yaml")
+    (folder / "run.yaml").write_text(run_file.format(folder=folder))
+    return load_run(folder / "run.yaml")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    config = prepared_run(tmp_path_factory.mktemp("tiled"))
     run = Run(
         folder=Path(config.output),
         ingredients=make_ingredients(config),
@@ -104,3 +109,27 @@ def test_it_answers_and_is_exported(trained: LoadedModel, tmp_path: Path) -> Non
     again = load_model(tmp_path / "exported")
     assert again.config.tiling == trained.config.tiling
     assert jax.tree.all(jax.tree.map(np.array_equal, again.parameters, trained.parameters))
+
+
+def test_marks_between_tiles_are_added_to_the_tokenizer_and_stand_in_the_rows(tmp_path: Path) -> None:
+    changes = {
+        "{{kind: mlp}}": "{{kind: pixel_shuffle, depth: 1, bias: false}}",
+        "{{grids: [[1, 2], [2, 1], [2, 2]]}}": "{{kind: splitting, longest_side: 2}}",
+        "vicuna_v1": "smolvlm",
+        "template: plain": "template: smolvlm",
+    }
+    run_file = RUN_FILE
+    for old, new in changes.items():
+        assert old in run_file
+        run_file = run_file.replace(old, new)
+    config = prepared_run(tmp_path, run_file)
+    ingredients = make_ingredients(config)
+    tokenizer = tokenizer_from_files(ingredients.tokenizer_files)
+    with ingredients.open_feed(FeedRequest(config.stages[0], "train", None, None)) as feed:
+        batch = next(feed).batch
+
+    assert ingredients.model.decoder.vocab_size >= tokenizer.vocabulary_size
+    assert (batch.tokens == tokenizer.image_id).sum() == batch.image_mask.sum() > 4, "one feature a tile"
+    images = (batch.tokens == tokenizer.special_id("<global-img>")).sum()
+    assert (batch.tokens == tokenizer.special_id("<row_1_col_1>")).sum() == images > 1
+    assert (batch.tokens == tokenizer.special_id("<fake_token_around_image>")).sum() == batch.image_mask.sum() + images
