@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 
 from mllm_jax.interop.families.choice import family_of_config, family_of_folder
 from mllm_jax.interop.weights import load, save
@@ -110,9 +109,9 @@ def assert_same_gradients(
     )
     expected_value.backward()
     np.testing.assert_allclose(float(value), expected_value.item(), rtol=1e-5)
-    state = {name: torch.zeros_like(tensor) for name, tensor in model.state_dict().items()}
-    state |= {name: tensor.grad for name, tensor in model.named_parameters() if tensor.grad is not None}
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / "model.safetensors")
+    for parameter in model.parameters():
+        parameter.data = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+    model.save_pretrained(folder)
     assert_gradients_close(gradients, read_parameters(folder, config))
 
 
