@@ -80,7 +80,9 @@ def _add_model_verbs(verbs) -> None:
     _add_sampling(chat)
 
     import_ = _verb(verbs, "import", "turn a Hugging Face folder into this project's own folder", _import)
-    import_.add_argument("source", metavar="HF_FOLDER", help="a folder of transformers: an encoder, a decoder or a whole model")
+    import_.add_argument(
+        "source", metavar="HF_FOLDER", help="a folder of transformers: an encoder, a decoder or a whole model"
+    )
     import_.add_argument("output", metavar="OUT", help="a folder that is not there yet")
 
     export = _verb(verbs, "export", "write a model as a Hugging Face folder", _export)
