@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -15,8 +16,15 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from data_pipelines.batch import Batch
 from data_pipelines.loader import Loader
 from data_pipelines.positions import gather_positions
+from data_pipelines.record import Record
+from data_pipelines.rendered import RenderedRecord
 from tests.support import two_process_stream
-from tests.support.tiny_stream import PREPARATION, stream_config, write_pairs
+from tests.support.tiny_stream import PREPARATION, render, stream_config, write_pairs
+
+
+def instructed(record: Record) -> RenderedRecord:
+    """The record with an instruction of its own for its image."""
+    return replace(render(record), instructions=(np.array([int(record.key[-4:])], np.int32),))
 
 
 @pytest.mark.parametrize(
@@ -30,16 +38,14 @@ from tests.support.tiny_stream import PREPARATION, stream_config, write_pairs
 def test_the_global_batch_is_the_same_on_any_mesh(tmp_path, shape, names, spec):
     sources = {"pairs": write_pairs(tmp_path, (20, 9))}
     mesh = Mesh(np.array(jax.devices()).reshape(shape), names)
-    with Loader(stream_config(), sources, PREPARATION, 8) as loader:
+    preparation = replace(PREPARATION, render=instructed, instruction_tokens=3)
+    with Loader(stream_config(), sources, preparation, 8) as loader:
         expected = next(loader)
-    with Loader(stream_config(), sources, PREPARATION, 8, sharding=NamedSharding(mesh, spec)) as loader:
+    with Loader(stream_config(), sources, preparation, 8, sharding=NamedSharding(mesh, spec)) as loader:
         found = next(loader)
     assert found.batch.tokens.sharding.spec == spec
-    assert found.batch.images.sharding.spec == PartitionSpec(spec[0])
-    assert expected.batch.instructions is None and found.batch.instructions is None
+    assert found.batch.images.sharding.spec == found.batch.instructions.sharding.spec == PartitionSpec(spec[0])
     for name, one, two in zip(Batch._fields, expected.batch, found.batch, strict=True):
-        if name == "instructions":
-            continue
         assert isinstance(two, jax.Array) and np.array_equal(one, np.asarray(two)), name
     assert gather_positions(found.position) == expected.position.to_json()
 
