@@ -9,6 +9,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+OBJECTIVE = "objective"
+"""The branch of a stage's parameters that its objective owns: no part of the model, and not left to anyone else."""
+
 _STAGE_FOLDER = re.compile(r"\d+_.+")
 
 

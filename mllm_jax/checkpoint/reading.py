@@ -7,7 +7,7 @@ import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mllm_jax.checkpoint.checkpointer import DESCRIPTION, PARAMETERS, CheckpointError, Json
-from mllm_jax.checkpoint.layout import checkpoints_folder, frozen_folder, stage_folders
+from mllm_jax.checkpoint.layout import OBJECTIVE, checkpoints_folder, frozen_folder, stage_folders
 from mllm_jax.parallel.rules import ParameterTree
 
 
@@ -117,8 +117,10 @@ def read_frozen(stage: Path, frozen: ParameterTree) -> ParameterTree:
 
 
 def _read_subset(folder: Path, wanted: dict[str, Any]) -> ParameterTree:
-    with ocp.StandardCheckpointer() as reader:
+    """What is stored of the wanted parameters; what a stage's objective owned is for that stage alone to read."""
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
         stored = flatten_dict(_stored_tree(folder), sep="/")
+        stored = {path: leaf for path, leaf in stored.items() if path in wanted or not path.startswith(f"{OBJECTIVE}/")}
         unknown = sorted(stored.keys() - wanted.keys())
         if unknown:
             raise CheckpointError(f"{folder} holds parameters that the model does not have: {', '.join(unknown[:8])}.")
@@ -127,7 +129,8 @@ def _read_subset(folder: Path, wanted: dict[str, Any]) -> ParameterTree:
             if tuple(leaf.shape) != tuple(expected):
                 raise CheckpointError(f"{folder} holds {path} as {tuple(leaf.shape)}, but the model has {expected}.")
         target = unflatten_dict({path: wanted[path] for path in stored}, sep="/")
-        return reader.restore(folder.absolute(), target)
+        places = ocp.checkpoint_utils.construct_restore_args(target)
+        return reader.restore(folder.absolute(), args=ocp.args.PyTreeRestore(target, places, partial_restore=True))
 
 
 def _stored_tree(folder: Path) -> ParameterTree:

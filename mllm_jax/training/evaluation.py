@@ -1,6 +1,7 @@
 """The held-out loss during training."""
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable
 
 import jax
@@ -8,22 +9,24 @@ from jaxtyping import Array
 
 from data_pipelines.batch import Batch
 from mllm_jax.training.ingredients import Feed
+from mllm_jax.training.objective import Losses
 from mllm_jax.training.state import TrainState
 
 
-def held_out_loss(
-    step: Callable[[TrainState, Batch], tuple[Array, Array]], state: TrainState, feed: Feed, batches: int
-) -> float:
-    """Mean loss per supervised token (nats) over the first `batches` batches of `feed`, which is closed.
+def held_out_losses(
+    step: Callable[[TrainState, Batch], tuple[Losses, Array]], state: TrainState, feed: Feed, batches: int
+) -> dict[str, float]:
+    """Means over the first `batches` batches of `feed`, which is closed: the loss (nats), and its parts by name.
 
     Raises:
         ValueError: nothing in these batches is supervised.
     """
-    losses = weights = 0.0
+    sums, weights = Counter[str](), 0.0
     with contextlib.closing(feed):
         for _ in range(batches):
-            loss, weight = jax.device_get(step(state, next(feed).batch))
-            losses, weights = losses + float(loss), weights + float(weight)
+            losses, weight = jax.device_get(step(state, next(feed).batch))
+            weights += float(weight)
+            sums.update({name: float(each) for name, each in {"loss": losses.total, **losses.parts}.items()})
     if weights == 0.0:
         raise ValueError(f"the validation mixture gave no supervised token in {batches} batches")
-    return losses / weights
+    return {name: total / weights for name, total in sums.items()}

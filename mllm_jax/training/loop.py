@@ -38,7 +38,7 @@ class LoopParts:
 
     rhythm: Rhythm
     train_step: TrainStep
-    validate: Callable[[TrainState], float]
+    validate: Callable[[TrainState], dict[str, float]]
     feed: Iterator[LoadedBatch]
     check_quota: Callable[[Tally], None]
     """Of what was read so far; raises on all processes or on none."""
@@ -74,8 +74,8 @@ def run_loop(parts: LoopParts, state: TrainState, start: int) -> tuple[TrainStat
             parts.log.write(step, meter.report(metrics))
             parts.check_quota(loaded.report.tally)
         if rhythm.due(step, rhythm.validate_every):
-            loss = meter.apart(partial(parts.validate, state))
-            parts.log.write(step, {"validation_loss": loss})
+            losses = meter.apart(partial(parts.validate, state))
+            parts.log.write(step, {f"validation_{name}": loss for name, loss in losses.items()})
         if rhythm.due(step, rhythm.save_every) or stopping:
             meter.apart(partial(parts.save, step, state, loaded.position))
             saved = step

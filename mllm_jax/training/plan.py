@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from mllm_jax.checkpoint.checkpointer import CheckpointConfig
-from mllm_jax.checkpoint.layout import stage_folder
+from mllm_jax.checkpoint.layout import OBJECTIVE, stage_folder
 from mllm_jax.models.adapters import adapter_paths, linear_maps, with_abstract_adapters
 from mllm_jax.models.decoder import DecoderConfig
 from mllm_jax.models.layers.low_rank import Adapters, LowRankConfig
@@ -23,13 +23,13 @@ from mllm_jax.parallel.rules import (
 )
 from mllm_jax.training.ingredients import Ingredients
 from mllm_jax.training.metrics import LoggingConfig
-from mllm_jax.training.objectives import next_token_objective
+from mllm_jax.training.objective import Objective, OwnParameters, StageModel
+from mllm_jax.training.objectives.choice import make_objective
 from mllm_jax.training.optimizers import make_optimizer
 from mllm_jax.training.patterns import PatternError, choose
 from mllm_jax.training.rate_groups import Rates, make_rates
 from mllm_jax.training.stages import StageConfig
 from mllm_jax.training.state import TrainState, abstract_state, merge, split
-from mllm_jax.training.step import Objective
 from mllm_jax.training.summary import GroupSummary, summarise
 
 
@@ -60,7 +60,7 @@ class Stage:
     adapters: Adapters
     """Path of a linear map -> its low-rank adapter."""
     axes: ParameterTree
-    """Logical names of the axes of all parameters, those of the adapters too."""
+    """Logical names of the axes of all parameters, those of the adapters and the objective too."""
     objective: Objective
     validation_objective: Objective
     optimizer: optax.GradientTransformation
@@ -120,10 +120,8 @@ def _row_problems(config: StageConfig, mesh: Mesh) -> list[str]:
             f"rows: {config.rows} rows cannot be split over {split} x accumulate {config.accumulate} = {ways}; use a "
             f"multiple of it, such as {nearest}"
         )
-    chunk = config.objective.chunk_tokens
-    if chunk is not None and config.row_length % chunk:
-        problems.append(f"objective.chunk_tokens: {chunk} does not divide row_length {config.row_length}")
-    return problems
+    problem = config.objective.row_problem(config.row_length)
+    return problems if problem is None else [*problems, problem]
 
 
 def _position_problems(config: StageConfig, decoder: DecoderConfig) -> list[str]:
@@ -144,6 +142,10 @@ def _plan_stage(index: int, config: StageConfig, run: Run, parameters: Parameter
     trainable = (*_trainable(config, parameters), *sorted(adapter_paths(adapters, axes)))
     _check_adapted(adapters, trainable)
     parameters, axes = with_abstract_adapters(adapters, parameters, axes)
+    staged = StageModel(model, adapters, parameters, axes, trainable)
+    objective = make_objective(staged, config.objective)
+    parameters, axes = _with_own(objective.own, parameters, axes)
+    trainable = (*trainable, *(sorted(objective.own.paths()) if objective.own.train else ()))
     rates = make_rates(config.schedule, config.groups, config.steps, split(parameters, trainable)[0], axes)
     optimizer = make_optimizer(config.optimizer, rates, axes)
     return Stage(
@@ -152,8 +154,8 @@ def _plan_stage(index: int, config: StageConfig, run: Run, parameters: Parameter
         folder=stage_folder(run.folder, index, config.name),
         adapters=adapters,
         axes=axes,
-        objective=next_token_objective(model, config.objective, adapters),
-        validation_objective=next_token_objective(model, config.objective.plain(), adapters),
+        objective=objective,
+        validation_objective=make_objective(staged, config.objective.plain()),
         optimizer=optimizer,
         rates=rates,
         abstract=abstract_state(
@@ -166,6 +168,15 @@ def _plan_stage(index: int, config: StageConfig, run: Run, parameters: Parameter
             average=config.average is not None,
         ),
     )
+
+
+def _with_own(
+    own: OwnParameters, parameters: ParameterTree, axes: ParameterTree
+) -> tuple[ParameterTree, ParameterTree]:
+    """Shapes and logical axes of a model's parameters and of those that an objective owns."""
+    shapes = unflatten_dict({f"{OBJECTIVE}/{path}": shape for path, shape in own.shapes.items()}, sep="/")
+    names = unflatten_dict({f"{OBJECTIVE}/{path}": each for path, each in own.axes.items()}, sep="/")
+    return {**parameters, **shapes}, {**axes, **names}
 
 
 def _trainable(config: StageConfig, parameters: ParameterTree) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """One stage from its beginning, or from its last checkpoint, to its end."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,13 +14,13 @@ from data_pipelines.positions import gather_positions
 from data_pipelines.quota import Tally
 from mllm_jax.checkpoint.checkpointer import Checkpointer, CheckpointError
 from mllm_jax.checkpoint.description import make_description
-from mllm_jax.checkpoint.layout import mark_done
+from mllm_jax.checkpoint.layout import OBJECTIVE, mark_done
 from mllm_jax.checkpoint.reading import last_stored_step, read_frozen, read_trained
 from mllm_jax.models.adapters import adapter_paths, with_initial_adapters, without_adapters
 from mllm_jax.parallel.processes import is_first_process
 from mllm_jax.parallel.rules import ParameterTree, batch_sharding
 from mllm_jax.parallel.watch import leaving_at_once
-from mllm_jax.training.evaluation import held_out_loss
+from mllm_jax.training.evaluation import held_out_losses
 from mllm_jax.training.flops import mesh_peak, step_cost
 from mllm_jax.training.ingredients import Feed, FeedRequest, Ingredients, Json
 from mllm_jax.training.loop import LoopParts, Rhythm, run_loop
@@ -107,11 +107,28 @@ def first_parameters(stage: Stage, earlier: Sequence[Stage], run: Run) -> Parame
         run: what they share.
     """
     abstract = flatten_dict(stage.abstract_parameters(), sep="/")
-    own = adapter_paths(stage.adapters, stage.axes)
-    plain = {path: leaf for path, leaf in abstract.items() if path not in own}
+    adapters, owned = adapter_paths(stage.adapters, stage.axes), stage.objective.own.paths()
+    plain = {path: leaf for path, leaf in abstract.items() if path not in adapters | owned}
     parameters = _left_by(earlier, unflatten_dict(plain, sep="/"), run)
-    places = {path: abstract[path].sharding for path in own}
-    return with_initial_adapters(stage.adapters, parameters, stage.axes, places, run.ingredients.seed)
+    places = {path: abstract[path].sharding for path in adapters}
+    seed = run.ingredients.seed
+    parameters = with_initial_adapters(stage.adapters, parameters, stage.axes, places, seed)
+    return parameters | _initial_own(stage, {path: abstract[path] for path in owned}, parameters, seed)
+
+
+def _initial_own(stage: Stage, abstract: Mapping[str, Any], parameters: ParameterTree, seed: int) -> ParameterTree:
+    """What the stage's objective owns, as it begins."""
+    if not abstract:
+        return {}
+
+    def make(parameters: ParameterTree) -> dict[str, Any]:
+        made = stage.objective.own.initial(parameters, jax.random.key(seed))
+        return {
+            f"{OBJECTIVE}/{path}": leaf.astype(abstract[f"{OBJECTIVE}/{path}"].dtype) for path, leaf in made.items()
+        }
+
+    made = jax.jit(make, out_shardings={path: leaf.sharding for path, leaf in abstract.items()})(parameters)
+    return unflatten_dict(made, sep="/")
 
 
 def _left_by(earlier: Sequence[Stage], abstract: ParameterTree, run: Run) -> ParameterTree:
@@ -160,19 +177,19 @@ def _rhythm(stage: Stage, run: Run) -> Rhythm:
 
 def _compiled_step(stage: Stage, run: Run) -> Any:
     config = stage.config
-    options = StepOptions(config.accumulate, config.objective.weighting, config.average, seed=run.ingredients.seed)
+    options = StepOptions(config.accumulate, config.average, seed=run.ingredients.seed)
     step = make_train_step(stage.objective, stage.optimizer, stage.rates, options)
     return compile_train_step(step, shardings_of(stage.abstract), batch_sharding(run.mesh))
 
 
 def _validation(stage: Stage, run: Run) -> Any:
-    """A function from the state to the held-out loss."""
+    """A function from the state to the held-out losses."""
     config = stage.config
     if config.validation is None:
         return None
     request = FeedRequest(config, "validation", batch_sharding(run.mesh), None)
     step = jax.jit(make_evaluation_step(stage.validation_objective))
-    return lambda state: held_out_loss(step, state, run.ingredients.open_feed(request), config.validation.batches)
+    return lambda state: held_out_losses(step, state, run.ingredients.open_feed(request), config.validation.batches)
 
 
 def _check_quota(feed: Feed, tally: Tally) -> None:

@@ -5,7 +5,8 @@ from pydantic import Field, model_validator
 from data_pipelines.config_class import Config
 from mllm_jax.models.layers.low_rank import LowRankConfig
 from mllm_jax.training.averages import AverageConfig
-from mllm_jax.training.objectives import ObjectiveConfig
+from mllm_jax.training.objectives.choice import ObjectiveConfig
+from mllm_jax.training.objectives.next_token import NextTokenConfig
 from mllm_jax.training.optimizers import AdamWConfig, OptimizerConfig
 from mllm_jax.training.rate_groups import RateGroupConfig
 from mllm_jax.training.schedules import ScheduleConfig, make_schedule
@@ -58,7 +59,7 @@ class StageConfig(Config):
     adapters: dict[str, LowRankConfig] = Field(default={})
     """Low-rank adapters that train too, by a name; a linear map that several choose has the first. What the stage
     leaves to the next one and to every reader is the model with its adapters merged."""
-    objective: ObjectiveConfig = ObjectiveConfig()
+    objective: ObjectiveConfig = NextTokenConfig()
     optimizer: OptimizerConfig = AdamWConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     groups: dict[str, RateGroupConfig] = Field(default={})

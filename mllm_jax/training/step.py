@@ -1,28 +1,20 @@
 """The training step and the evaluation step: pure functions of state and batch."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import linen as nn
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from data_pipelines.batch import Batch
 from mllm_jax.parallel.rules import ParameterTree
 from mllm_jax.training.averages import AverageConfig, averaged
+from mllm_jax.training.objective import Losses, Objective
 from mllm_jax.training.rate_groups import Rates
 from mllm_jax.training.state import TrainState, merge
-from mllm_jax.training.weighting import Weighting, weighted_by
-
-
-class Objective(Protocol):
-    """From all parameters and a batch to the *sum* over the batch of loss times loss weight."""
-
-    def __call__(self, parameters: ParameterTree, batch: Batch, key: Array | None = None) -> Float[Array, ""]:
-        """`key` is of the random numbers of a training step; None where nothing is left to chance."""
-
 
 Metrics = dict[str, Array]
 """Scalars; f32 or i32."""
@@ -33,8 +25,6 @@ class StepOptions(NamedTuple):
 
     accumulate: int = 1
     """Into how many parts the rows are cut, one after another, to save memory."""
-    weighting: Weighting = "token"
-    """How much a supervised token counts."""
     average: AverageConfig | None = None
     """Of the running average; None: there is none."""
     seed: int = 0
@@ -51,8 +41,8 @@ def make_train_step(
 ) -> TrainStep:
     """The step of a stage.
 
-    The loss is the objective's sum over the global batch divided by the sum of the loss weights of the global batch,
-    so it and its gradient depend neither on accumulation nor on packing nor on the mesh.
+    The loss is the objective's sum over the global batch divided by its weight of the global batch, so it and its
+    gradient depend neither on accumulation nor on packing nor on the mesh; it is 0 where the weight is 0.
 
     Args:
         objective: sums the weighted loss over a batch.
@@ -63,15 +53,17 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         counts = batch_counts(batch)
-        batch = weighted_by(options.weighting, batch)
-        total_weight = supervised_weight(batch)
-
+        batch = objective.weighed(batch)
+        weight = objective.weight(batch)
+        total_weight = jnp.where(weight > 0, weight, 1.0)
         key = jax.random.fold_in(jax.random.key(options.seed), state.step)
 
-        def loss_of(trainable: ParameterTree, part: Batch, key: Array) -> Float[Array, ""]:
-            return objective(merge(trainable, state.frozen), part, key) / total_weight
+        def loss_of(trainable: ParameterTree, part: Batch, key: Array) -> tuple[Array, Metrics]:
+            losses = objective.losses(merge(trainable, state.frozen), part, key)
+            return losses.total / total_weight, {name: each / total_weight for name, each in losses.parts.items()}
 
-        loss, gradients = _accumulated(jax.value_and_grad(loss_of), state.trainable, batch, key, options.accumulate)
+        learn = jax.value_and_grad(loss_of, has_aux=True)
+        (loss, parts), gradients = _accumulated(learn, state.trainable, batch, key, options.accumulate)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer_state, state.trainable)
         trainable: Any = optax.apply_updates(state.trainable, updates)
         average = state.average
@@ -84,7 +76,7 @@ def make_train_step(
             "loss": loss,
             "gradient_norm": optax.global_norm(gradients),
         }
-        return new_state, metrics | _rate_metrics(rates, state.step) | counts
+        return new_state, metrics | parts | _rate_metrics(rates, state.step) | counts
 
     return train_step
 
@@ -94,21 +86,24 @@ def _rate_metrics(rates: Rates, step: Array) -> Metrics:
 
 
 def _accumulated(
-    value_and_gradient: Callable[[ParameterTree, Batch, Array], tuple[Array, ParameterTree]],
+    value_and_gradient: Callable[[ParameterTree, Batch, Array], Any],
     trainable: ParameterTree,
     batch: Batch,
     key: Array,
     parts: int,
-) -> tuple[Array, ParameterTree]:
+) -> Any:
+    """The sum over parts of the batch of what `value_and_gradient` gives for each."""
     if parts == 1:
         return value_and_gradient(trainable, batch, key)
 
-    def add(total: tuple[Array, ParameterTree], part: tuple[Batch, Array]) -> tuple[tuple[Array, ParameterTree], None]:
+    cut = micro_batches(batch, parts), jax.random.split(key, parts)
+    shapes = jax.eval_shape(value_and_gradient, trainable, *jax.tree.map(lambda array: array[0], cut))
+
+    def add(total: Any, part: tuple[Batch, Array]) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, total, value_and_gradient(trainable, *part)), None
 
-    zero = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, trainable))
-    total, _ = jax.lax.scan(add, zero, (micro_batches(batch, parts), jax.random.split(key, parts)))
-    return total
+    zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    return jax.lax.scan(add, zero, cut)[0]
 
 
 def micro_batches(batch: Batch, parts: int) -> Batch:
@@ -130,12 +125,6 @@ def micro_batches(batch: Batch, parts: int) -> Batch:
     return jax.tree.map(cut, batch)
 
 
-def supervised_weight(batch: Batch) -> Float[Array, ""]:
-    """The sum of the loss weights of the global batch; 1 where nothing is supervised, so that the loss is 0."""
-    total = jnp.sum(batch.loss_weights, dtype=jnp.float32)
-    return jnp.where(total > 0, total, 1.0)
-
-
 def batch_counts(batch: Batch) -> Metrics:
     """What a batch holds, i32: tokens that are not padding, supervised tokens, images, all places for tokens.
 
@@ -152,12 +141,12 @@ def batch_counts(batch: Batch) -> Metrics:
     }
 
 
-def make_evaluation_step(objective: Objective) -> Callable[[TrainState, Batch], tuple[Array, Array]]:
-    """A function from state and batch to (sum of weighted loss, sum of loss weights)."""
+def make_evaluation_step(objective: Objective) -> Callable[[TrainState, Batch], tuple[Losses, Array]]:
+    """A function from state and batch to (sums of the losses, by what they are divided)."""
 
-    def evaluation_step(state: TrainState, batch: Batch) -> tuple[Array, Array]:
-        total = objective(merge(state.result, state.frozen), batch)
-        return total, jnp.sum(batch.loss_weights, dtype=jnp.float32)
+    def evaluation_step(state: TrainState, batch: Batch) -> tuple[Losses, Array]:
+        batch = objective.weighed(batch)
+        return objective.losses(merge(state.result, state.frozen), batch, None), objective.weight(batch)
 
     return evaluation_step
 

@@ -19,7 +19,7 @@ from mllm_jax.models.parameters import Parameters, abstract_parameters
 from mllm_jax.models.presets import DECODERS as DECODER_PRESETS
 from mllm_jax.models.presets import ENCODERS
 from mllm_jax.models.vit import FeatureConfig
-from mllm_jax.training.objectives import weighted_cross_entropy
+from mllm_jax.training.cross_entropy import weighted_cross_entropy
 from tests.support.hugging_face_folders import randomise
 from tests.support.parity import (
     assert_close,

@@ -16,7 +16,7 @@ from mllm_jax.interop.families.choice import family_of_config, family_of_folder
 from mllm_jax.interop.families.family import FamilyError
 from mllm_jax.models.connectors.pixel_shuffle import PixelShuffleConfig
 from mllm_jax.models.multimodal import Multimodal, MultimodalConfig, image_tokens
-from mllm_jax.training.objectives import ObjectiveConfig, next_token_objective
+from mllm_jax.training.objectives.next_token import NextTokenConfig, next_token_objective
 from tests.support.hugging_face_folders import randomise
 from tests.support.parity import (
     assert_close,
@@ -147,7 +147,7 @@ def test_gradients_of_one_step(tmp_path: Path) -> None:
     batch = Batch(
         tokens, targets, weights / weights.sum(), segment_ids, positions, *images, jnp.zeros(tokens.shape, bool)
     )
-    objective = next_token_objective(Multimodal(config), ObjectiveConfig())
+    objective = next_token_objective(Multimodal(config), NextTokenConfig())
     value, gradients = jax.jit(jax.value_and_grad(objective))(parameters, batch)
     logits = model(**theirs).logits
     wanted = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), theirs["input_ids"][:, 1:].flatten())

@@ -19,7 +19,7 @@ from mllm_jax.models.multimodal import MultimodalConfig, image_tokens
 from mllm_jax.models.parameters import abstract_parameters, logical_axes, make_model
 from mllm_jax.parallel.mesh import MeshConfig, make_mesh
 from mllm_jax.parallel.rules import batch_sharding, parameter_shardings, use_mesh
-from mllm_jax.training.objectives import ObjectiveConfig, next_token_objective
+from mllm_jax.training.objectives.next_token import NextTokenConfig, next_token_objective
 from mllm_jax.training.rate_groups import Rates
 from mllm_jax.training.state import abstract_state, create_state, merge, shardings_of
 from mllm_jax.training.step import compile_train_step, make_train_step
@@ -69,7 +69,7 @@ def trained(config: MultimodalConfig, trainable: tuple[str, ...]):
     abstract = abstract_state(parameters, shardings, trainable, jnp.float32, optimizer, mesh)
     state = create_state(initial_parameters(merge(abstract.trainable, abstract.frozen)), abstract, optimizer)
     before = jax.device_get((state.trainable, state.frozen))
-    objective = next_token_objective(make_model(config), ObjectiveConfig())
+    objective = next_token_objective(make_model(config), NextTokenConfig())
     losses = []
     with use_mesh(mesh):
         step = compile_train_step(
@@ -107,5 +107,5 @@ def test_only_what_the_connector_adds_is_trained(name: str) -> None:
     assert losses[-1] < losses[0]
 
     batch = jax.tree.map(jnp.asarray, batch_of(config))
-    alone = jax.jit(next_token_objective(make_model(config), ObjectiveConfig()))(merge(*before), batch)
+    alone = jax.jit(next_token_objective(make_model(config), NextTokenConfig()))(merge(*before), batch)
     assert losses[0] == pytest.approx(float(alone) / float(batch.loss_weights.sum()), rel=1e-5)

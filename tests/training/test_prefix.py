@@ -17,7 +17,7 @@ from mllm_jax.models.decoder import DecoderConfig
 from mllm_jax.models.multimodal import Multimodal, MultimodalConfig, image_tokens
 from mllm_jax.models.parameters import Parameters
 from mllm_jax.models.vit import ViTConfig
-from mllm_jax.training.objectives import ObjectiveConfig, next_token_objective
+from mllm_jax.training.objectives.next_token import NextTokenConfig, next_token_objective
 from tests.support.parameters import drawn_parameters
 
 CONFIG = MultimodalConfig(
@@ -67,7 +67,7 @@ def rows_of(packed: tuple[tuple[RenderedRecord, ...], ...], pictures: tuple[tupl
 
 
 def test_packed_and_alone_give_one_loss_and_one_gradient(parameters: Parameters) -> None:
-    learn = jax.jit(jax.value_and_grad(next_token_objective(MODEL, ObjectiveConfig())))
+    learn = jax.jit(jax.value_and_grad(next_token_objective(MODEL, NextTokenConfig())))
     packed, gradient = learn(parameters, rows_of((RECORDS,), ((0, 1, 2),)))
     alone, expected = learn(parameters, rows_of(tuple((record,) for record in RECORDS), ((0, 1), (2,), ())))
     np.testing.assert_allclose(packed, alone, rtol=1e-5)

@@ -10,7 +10,7 @@ from mllm_jax.models.parameters import abstract_parameters, logical_axes, make_m
 from mllm_jax.parallel.mesh import MeshConfig, make_mesh
 from mllm_jax.parallel.rules import batch_sharding, parameter_shardings, use_mesh
 from mllm_jax.training.averages import AverageConfig
-from mllm_jax.training.objectives import ObjectiveConfig, next_token_objective
+from mllm_jax.training.objectives.next_token import NextTokenConfig, next_token_objective
 from mllm_jax.training.rate_groups import Rates
 from mllm_jax.training.state import abstract_state, create_state, merge, shardings_of
 from mllm_jax.training.step import (
@@ -24,7 +24,7 @@ from mllm_jax.training.step import (
 from mllm_jax.training.weighting import weighted_by
 from tests.support.tiny_training import MODEL, initial_parameters, tiny_batch
 
-OBJECTIVE = next_token_objective(make_model(MODEL), ObjectiveConfig())
+OBJECTIVE = next_token_objective(make_model(MODEL), NextTokenConfig())
 TRAINABLE = ("connector/**", "decoder/**")
 
 
@@ -86,7 +86,7 @@ def test_loss_and_gradients_do_not_depend_on_accumulation(alone):
 
 @pytest.mark.parametrize("config", [MeshConfig(data=1), MeshConfig(data=2, fsdp=2, sequence=2)], ids=str)
 def test_chunked_logits_give_the_same_loss_and_gradients(config, alone):
-    objective = next_token_objective(make_model(MODEL), ObjectiveConfig(chunk_tokens=4))
+    objective = next_token_objective(make_model(MODEL), NextTokenConfig(chunk_tokens=4))
     check_same(
         one_step(make_mesh(config, jax.devices()[: config.data * config.fsdp * config.sequence]), objective), alone
     )
@@ -99,7 +99,7 @@ def test_chunks_without_supervised_tokens_change_nothing(supervised):
     weights = np.zeros_like(batch.loss_weights)
     weights[3, list(supervised)] = np.arange(len(supervised)) / 2 + 0.5
     batch, mesh = batch._replace(loss_weights=weights), make_mesh(MeshConfig(), jax.devices()[:1])
-    objective = next_token_objective(make_model(MODEL), ObjectiveConfig(chunk_tokens=2))
+    objective = next_token_objective(make_model(MODEL), NextTokenConfig(chunk_tokens=2))
     check_same(one_step(mesh, objective, batch=batch), one_step(mesh, batch=batch))
 
 
@@ -158,13 +158,11 @@ def test_examples_count_by_their_length_not_at_all_or_halfway_between(weighting)
 
 
 def test_the_weighting_does_not_depend_on_mesh_and_accumulation():
-    options = StepOptions(weighting="sample")
-    alone = one_step(make_mesh(MeshConfig(), jax.devices()[:1]), options=options)
-    check_same(one_step(make_mesh(MeshConfig(data=2, fsdp=2, sequence=2)), options=options), alone)
-    check_same(
-        one_step(make_mesh(MeshConfig(), jax.devices()[:1]), options=options._replace(accumulate=4)),
-        alone,
-    )
+    objective = next_token_objective(make_model(MODEL), NextTokenConfig(weighting="sample"))
+    here = make_mesh(MeshConfig(), jax.devices()[:1])
+    alone = one_step(here, objective)
+    check_same(one_step(make_mesh(MeshConfig(data=2, fsdp=2, sequence=2)), objective), alone)
+    check_same(one_step(here, objective, StepOptions(accumulate=4)), alone)
 
 
 def test_the_average_follows_what_trains():

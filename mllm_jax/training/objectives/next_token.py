@@ -1,4 +1,4 @@
-"""Training objectives: from parameters and a batch to a sum of weighted losses."""
+"""Next-token prediction, the objective of most stages."""
 
 from functools import partial
 from typing import Any, Literal
@@ -14,11 +14,11 @@ from mllm_jax.models.layers.experts import ROUTING, balance_loss, normaliser_los
 from mllm_jax.models.layers.low_rank import DROPOUT, NO_ADAPTERS, Adapters, adapted
 from mllm_jax.parallel.rules import ParameterTree
 from mllm_jax.training.cross_entropy import Logits, TokenLoss, chunked_cross_entropy, weighted_cross_entropy
-from mllm_jax.training.step import Objective
-from mllm_jax.training.weighting import Weighting
+from mllm_jax.training.objective import Losses, Objective
+from mllm_jax.training.weighting import Weighting, weighted_by
 
 
-class ObjectiveConfig(Config):
+class NextTokenConfig(Config):
     """Next-token prediction."""
 
     kind: Literal["next_token"] = "next_token"
@@ -39,12 +39,18 @@ class ObjectiveConfig(Config):
     router_weight: float = Field(default=0.0, ge=0)
     """Weight of the square of the routers' normalisers, which keeps their logits small (z-loss, arXiv:2202.08906)."""
 
-    def plain(self) -> "ObjectiveConfig":
+    def row_problem(self, row_length: int) -> str | None:
+        """What keeps this objective from rows of so many tokens; None: nothing."""
+        if self.chunk_tokens is None or row_length % self.chunk_tokens == 0:
+            return None
+        return f"objective.chunk_tokens: {self.chunk_tokens} does not divide row_length {row_length}"
+
+    def plain(self) -> "NextTokenConfig":
         """The objective that validation measures: the mean negative log-likelihood of a supervised token."""
-        return ObjectiveConfig(chunk_tokens=self.chunk_tokens, balance_weight=0.0)
+        return NextTokenConfig(chunk_tokens=self.chunk_tokens, balance_weight=0.0)
 
 
-def next_token_objective(model: nn.Module, config: ObjectiveConfig, adapters: Adapters = NO_ADAPTERS) -> Objective:
+def next_token_objective(model: nn.Module, config: NextTokenConfig, adapters: Adapters = NO_ADAPTERS) -> Objective:
     """The summed loss of predicting each supervised token from those before it.
 
     Losses of a mixture's routers are added to every supervised token's.
@@ -57,11 +63,11 @@ def next_token_objective(model: nn.Module, config: ObjectiveConfig, adapters: Ad
 
     token_loss = TokenLoss(config.label_smoothing, config.z_weight, vocabulary_used(model))
 
-    def objective(parameters: ParameterTree, batch: Batch, key: Array | None = None) -> Float[Array, ""]:
+    def losses(parameters: ParameterTree, batch: Batch, key: Array | None) -> Losses:
         variables, randomness = {"params": parameters}, {} if key is None else {DROPOUT: key}
         with adapted(adapters):
             hidden, left = nn.apply(_hidden, model, mutable=[ROUTING])(variables, batch, rngs=randomness)
-        return _token_loss(variables, hidden, batch) + _router_loss(left) * jnp.sum(batch.loss_weights)
+        return Losses(_token_loss(variables, hidden, batch) + _router_loss(left) * jnp.sum(batch.loss_weights))
 
     def _token_loss(variables: Any, hidden: Float[Array, "B T D"], batch: Batch) -> Float[Array, ""]:
         logits_of: Logits = partial(model.apply, variables, method="logits")  # type: ignore[assignment]
@@ -76,7 +82,7 @@ def next_token_objective(model: nn.Module, config: ObjectiveConfig, adapters: Ad
         sums = total_sums(left.get(ROUTING, {}))
         return config.balance_weight * balance_loss(sums) + config.router_weight * normaliser_loss(sums)
 
-    return objective
+    return Objective(losses, weighed=partial(weighted_by, config.weighting))
 
 
 def vocabulary_used(model: Any) -> int | None:
