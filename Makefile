@@ -5,7 +5,7 @@ INSTALLED := $(VENV)/.installed
 TEST_INSTALLED := $(VENV)/.test-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-clean test soak lint format clean
+.PHONY: help demo demo-clean test soak families lint format clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -34,6 +34,9 @@ test: $(TEST_INSTALLED)  ## run the test suite
 
 soak: $(TEST_INSTALLED)  ## run the long tests
 	$(BIN)/python -m pytest -n 2 -m soak
+
+families: $(TEST_INSTALLED)  ## measure every family of models, and write docs/families.md
+	$(BIN)/python -m tests.support.families_table
 
 lint: $(TEST_INSTALLED)  ## ruff check, ruff format --check, mypy
 	$(BIN)/ruff check .

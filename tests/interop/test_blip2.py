@@ -14,11 +14,12 @@ from mllm_jax.generation.decode import DecodingConfig
 from mllm_jax.interop.export import export
 from mllm_jax.interop.model_folder import load_model
 from tests.support.hugging_face_folders import write_blip2, write_image
+from tests.support.proofs import Prover
 
 QUESTION = "How many digits are there?"
 
 
-def test_transformers_gives_the_same_tokens_and_answers(tmp_path: Path) -> None:
+def test_transformers_gives_the_same_tokens_and_answers(tmp_path: Path, proven: Prover) -> None:
     write_blip2(tmp_path / "theirs")
     export(load_model(tmp_path / "theirs", chat_template=VICUNA_V1), tmp_path / "exported")
     loaded = load_model(tmp_path / "exported")
@@ -40,3 +41,4 @@ def test_transformers_gives_the_same_tokens_and_answers(tmp_path: Path) -> None:
         said = theirs.generate(**inputs, max_new_tokens=6, do_sample=False)[0].tolist()
     answer = list(ours.answer([prompt])[0].tokens)
     assert answer and said[-len(answer) :] == answer
+    proven(tmp_path / "exported", "generate")

@@ -26,6 +26,7 @@ from mllm_jax.models.connectors.linear import LinearConfig
 from mllm_jax.models.parameters import make_model
 from tests.support.hugging_face_folders import write_decoder, write_image, write_llava, write_tower
 from tests.support.parameters import drawn_parameters
+from tests.support.proofs import Prover
 from tests.support.small_tokenizers import sentencepiece_model
 
 FAMILIES = ("clip", "siglip", "dinov2")
@@ -52,7 +53,9 @@ def exported(source: Path, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize(("family", "tied"), [("clip", False), ("siglip", True), ("dinov2", False)])
-def test_transformers_gives_the_same_logits_and_answers(tmp_path: Path, family: str, tied: bool) -> None:
+def test_transformers_gives_the_same_logits_and_answers(
+    tmp_path: Path, family: str, tied: bool, proven: Prover
+) -> None:
     write_llava(tmp_path / "theirs", family, tied)
     folder = exported(tmp_path / "theirs", tmp_path / "exported")
     theirs = transformers.LlavaForConditionalGeneration.from_pretrained(folder).eval()
@@ -68,6 +71,7 @@ def test_transformers_gives_the_same_logits_and_answers(tmp_path: Path, family: 
         assert_logits_equal(ours, prompts, theirs, inputs)
     answers = [list(answer.tokens) for answer in ours.answer(prompts)]
     assert answers == [their_answer(theirs, each, ours.stop_tokens) for each in inputs]
+    proven(folder, "generate")
 
 
 def assert_logits_equal(ours: Answerer, prompts, theirs, inputs) -> None:
@@ -139,7 +143,7 @@ def test_bfloat16_weights_stay_what_they_are(tmp_path: Path) -> None:
     }
 
 
-def test_a_language_model_alone_answers_as_in_transformers(tmp_path: Path) -> None:
+def test_a_language_model_alone_answers_as_in_transformers(tmp_path: Path, proven: Prover) -> None:
     write_decoder(tmp_path / "theirs", tied=True)
     import_folder(tmp_path / "theirs", tmp_path / "imported")
     ours = answerer_of(tmp_path / "imported")
@@ -154,6 +158,7 @@ def test_a_language_model_alone_answers_as_in_transformers(tmp_path: Path) -> No
     prompt = ours.prompt(record)
     assert prompt.tokens.tolist() == inputs["input_ids"][0].tolist()
     assert list(ours.answer([prompt])[0].tokens) == their_answer(theirs, inputs, ours.stop_tokens)
+    proven(folder, "generate")
 
 
 def test_positions_are_resized_for_towers_that_transformers_does_not_resize(tmp_path: Path) -> None:

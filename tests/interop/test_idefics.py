@@ -15,11 +15,12 @@ from mllm_jax.generation.decode import DecodingConfig
 from mllm_jax.interop.export import export
 from mllm_jax.interop.model_folder import load_model
 from tests.support.hugging_face_folders import write_idefics, write_image
+from tests.support.proofs import Prover
 
 QUESTION = "<image> What colour is the digit? <image> red blue"
 
 
-def test_transformers_gives_the_same_answers_about_two_images(tmp_path: Path) -> None:
+def test_transformers_gives_the_same_answers_about_two_images(tmp_path: Path, proven: Prover) -> None:
     write_idefics(tmp_path / "theirs")
     export(load_model(tmp_path / "theirs", chat_template=VICUNA_V1), tmp_path / "exported")
     loaded = load_model(tmp_path / "exported")
@@ -47,3 +48,4 @@ def test_transformers_gives_the_same_answers_about_two_images(tmp_path: Path) ->
         )[0].tolist()
     answer = list(ours.answer([prompt])[0].tokens)
     assert answer and said[len(prompt.tokens) : len(prompt.tokens) + len(answer)] == answer
+    proven(tmp_path / "exported", "generate")

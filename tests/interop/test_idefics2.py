@@ -20,6 +20,7 @@ from mllm_jax.interop.export import export
 from mllm_jax.interop.hugging_face import read_folder
 from mllm_jax.interop.model_folder import load_model
 from tests.support.hugging_face_folders import SPECIAL_TOKENS, randomise, text_config, tiny_tokenizer, write_image
+from tests.support.proofs import Prover
 
 # One image before text, two side by side after it, and text that begins as a tag does.
 QUESTIONS = ("<image> What colour is the digit?", "<image><image>", "red <image><image> <b> How many digits are there?")
@@ -73,7 +74,7 @@ def content(question: str) -> list[dict[str, str]]:
     return parts
 
 
-def test_transformers_gives_the_same_tokens_pixels_and_answers(tmp_path: Path) -> None:
+def test_transformers_gives_the_same_tokens_pixels_and_answers(tmp_path: Path, proven: Prover) -> None:
     write_idefics2(tmp_path / "theirs")
     source = load_model(tmp_path / "theirs")
     assert source.chat_template == IDEFICS2
@@ -101,6 +102,7 @@ def test_transformers_gives_the_same_tokens_pixels_and_answers(tmp_path: Path) -
         said = theirs.generate(**inputs, max_new_tokens=6, do_sample=False)[0].tolist()
     answer = list(ours.answer([prompt])[0].tokens)
     assert answer and said[len(prompt.tokens) : len(prompt.tokens) + len(answer)] == answer
+    proven(tmp_path / "exported", "generate")
 
 
 def test_a_published_folders_own_processor_gives_the_same_tokens(tmp_path: Path) -> None:

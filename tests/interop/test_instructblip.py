@@ -22,13 +22,14 @@ from mllm_jax.interop.instruction_tokenizer import instruction_tokenizer_files, 
 from mllm_jax.interop.model_folder import load_model
 from mllm_jax.models.connectors.choice import instruction_tokens
 from tests.support.hugging_face_folders import write_image, write_instructblip
+from tests.support.proofs import Prover
 from tests.support.small_tokenizers import small_tokenizer, write_bert
 
 QUESTION = "How many digits are there?"
 PICTURE = ImagePart(ByteRange("picture.png"))
 
 
-def test_transformers_gives_the_same_tokens_and_answers(tmp_path: Path) -> None:
+def test_transformers_gives_the_same_tokens_and_answers(tmp_path: Path, proven: Prover) -> None:
     write_instructblip(tmp_path / "theirs")
     import_folder(tmp_path / "theirs", tmp_path / "imported")
     export(load_model(tmp_path / "imported", chat_template=VICUNA_V1), tmp_path / "exported")
@@ -52,6 +53,7 @@ def test_transformers_gives_the_same_tokens_and_answers(tmp_path: Path) -> None:
         said = theirs.generate(**inputs, max_new_tokens=6, do_sample=False)[0].tolist()
     answer = list(ours.answer([prompt])[0].tokens)
     assert answer and said[-len(answer) :] == answer
+    proven(tmp_path / "exported", "generate")
 
     export(loaded, tmp_path / "again")
     for file in ("config.json", "generation_config.json", "qformer_tokenizer/tokenizer.json"):

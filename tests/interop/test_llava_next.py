@@ -25,6 +25,7 @@ from mllm_jax.models.connectors.linear import LinearConfig
 from mllm_jax.models.multimodal import slot_features
 from mllm_jax.models.parameters import make_model
 from tests.support.hugging_face_folders import write_image, write_llava_next
+from tests.support.proofs import Prover
 
 SIZES = ((33, 20), (16, 16), (9, 61), (50, 47))
 QUESTION = "What colour is the digit?"
@@ -64,7 +65,9 @@ def our_logits(ours: Answerer, prompts: list[Prompt]) -> list[np.ndarray]:
     return [np.asarray(row[:length]) for row, length in zip(logits, lengths, strict=True)]
 
 
-def test_transformers_gives_the_same_tokens_logits_and_answers(folders: tuple[Path, Path], images: list[Path]) -> None:
+def test_transformers_gives_the_same_tokens_logits_and_answers(
+    folders: tuple[Path, Path], images: list[Path], proven: Prover
+) -> None:
     theirs = transformers.LlavaNextForConditionalGeneration.from_pretrained(folders[1]).eval()
     processor = transformers.AutoProcessor.from_pretrained(folders[1])
     assert isinstance(processor, transformers.LlavaNextProcessor)
@@ -82,6 +85,7 @@ def test_transformers_gives_the_same_tokens_logits_and_answers(folders: tuple[Pa
         output = theirs.generate(**each, max_new_tokens=6, do_sample=False)[0, each["input_ids"].shape[1] :].tolist()
         answers.append([token for token in output if token not in ours.stop_tokens])
     assert [list(answer.tokens) for answer in ours.answer(prompts)] == answers
+    proven(folders[1], "generate")
 
 
 def test_import_export_import_keeps_every_bit(folders: tuple[Path, Path], tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from mllm_jax.generation.decode import DecodingConfig
 from mllm_jax.interop.export import export
 from mllm_jax.interop.model_folder import load_model
 from tests.support.hugging_face_folders import image_processor, randomise, tiny_tokenizer, vision_config, write_image
+from tests.support.proofs import Prover
 
 QUESTION = "How many digits are there?"
 TEXTS = {
@@ -61,7 +62,7 @@ def asked(question: str, *images: Path) -> Record:
 
 
 @pytest.mark.parametrize("decoder", TEXTS)
-def test_transformers_gives_the_same_tokens_pixels_and_answers(tmp_path: Path, decoder: str) -> None:
+def test_transformers_gives_the_same_tokens_pixels_and_answers(tmp_path: Path, decoder: str, proven: Prover) -> None:
     write_paligemma(tmp_path / "theirs", decoder)
     source = load_model(tmp_path / "theirs")
     assert source.chat_template == PALIGEMMA
@@ -90,6 +91,7 @@ def test_transformers_gives_the_same_tokens_pixels_and_answers(tmp_path: Path, d
         said = theirs.generate(**inputs, max_new_tokens=6, do_sample=False)[0].tolist()
     answer = list(ours.answer([prompt])[0].tokens)
     assert answer and said[len(prompt.tokens) : len(prompt.tokens) + len(answer)] == answer
+    proven(tmp_path / "exported", "generate")
 
 
 def test_questions_with_answers_are_those_of_the_processor(tmp_path: Path) -> None:

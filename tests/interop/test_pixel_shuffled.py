@@ -16,6 +16,7 @@ from mllm_jax.generation.decode import DecodingConfig
 from mllm_jax.interop.export import export
 from mllm_jax.interop.model_folder import load_model
 from tests.support.hugging_face_folders import SPECIAL_TOKENS, randomise, text_config, tiny_tokenizer, write_image
+from tests.support.proofs import Prover
 
 QUESTION = "How many digits are there?"
 TOWER = {
@@ -59,7 +60,7 @@ WRITERS = {"idefics3": (write_idefics3, SMOLVLM), "internvl": (write_internvl, I
 
 
 @pytest.mark.parametrize("family", WRITERS)
-def test_transformers_gives_the_same_tokens_and_answers(tmp_path: Path, family: str) -> None:
+def test_transformers_gives_the_same_tokens_and_answers(tmp_path: Path, family: str, proven: Prover) -> None:
     write, template = WRITERS[family]
     write(tmp_path / "theirs")
     given: ChatTemplate | None = None if family == "internvl" else template
@@ -82,6 +83,7 @@ def test_transformers_gives_the_same_tokens_and_answers(tmp_path: Path, family: 
         said = theirs.generate(**inputs, max_new_tokens=6, do_sample=False)[0].tolist()
     answer = list(ours.answer([prompt])[0].tokens)
     assert answer and said[len(prompt.tokens) : len(prompt.tokens) + len(answer)] == answer
+    proven(tmp_path / "exported", "generate")
 
 
 def test_a_template_without_the_processors_tokens_is_not_exported(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from mllm_jax.generation.decode import DecodingConfig
 from mllm_jax.interop.export import export
 from mllm_jax.interop.model_folder import LoadedModel, load_model
 from tests.support.hugging_face_folders import randomise, tiny_tokenizer, write_image
+from tests.support.proofs import Prover
 
 SIZE = (16, 32)
 AROUND = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
@@ -72,7 +73,9 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return [write_image(folder / f"{seed}.png", seed, SIZE) for seed in range(3)]
 
 
-def test_transformers_gives_the_same_answers(exported: tuple[Path, LoadedModel], images: list[Path]) -> None:
+def test_transformers_gives_the_same_answers(
+    exported: tuple[Path, LoadedModel], images: list[Path], proven: Prover
+) -> None:
     """About two images, one and none, of which ours are read in one batch."""
     folder, loaded = exported
     assert loaded.chat_template == QWEN2_VL
@@ -94,6 +97,7 @@ def test_transformers_gives_the_same_answers(exported: tuple[Path, LoadedModel],
             said = theirs.generate(tokens, attention_mask=attention, **seen, max_new_tokens=6, do_sample=False)
         expected = said[0, tokens.shape[1] :].tolist()
         assert answer.tokens and expected[: len(answer.tokens)] == list(answer.tokens)
+    proven(folder, "generate")
 
 
 def test_the_exported_template_writes_the_prompt(exported: tuple[Path, LoadedModel], images: list[Path]) -> None:

@@ -33,6 +33,7 @@ from mllm_jax.models.connectors.gated_cross_attention import GatedCrossAttention
 from mllm_jax.models.multimodal import Multimodal, MultimodalConfig, slot_features
 from mllm_jax.models.presets import DECODERS, ENCODERS
 from tests.support.hugging_face_folders import SPECIAL_TOKENS, randomise, text_config, tiny_tokenizer, write_image
+from tests.support.proofs import Prover
 
 SIDE = 16
 SIZES = ((33, 20), (16, 16), (9, 61), (50, 47))
@@ -160,7 +161,7 @@ def packed_logits(ours: Answerer, records: list[Record]) -> list[np.ndarray]:
     return [np.asarray(logits[0, each.start : each.start + len(each.rendered.tokens)]) for each in placed]
 
 
-def test_transformers_gives_the_same_tokens_and_answers(exported: Exported) -> None:
+def test_transformers_gives_the_same_tokens_and_answers(exported: Exported, proven: Prover) -> None:
     theirs = transformers.AutoModelForImageTextToText.from_pretrained(exported.folder).eval()
     prompts = [exported.ours.prompt(exported.record(shown)) for shown in SHOWN]
     inputs = exported.their_inputs()
@@ -172,6 +173,7 @@ def test_transformers_gives_the_same_tokens_and_answers(exported: Exported) -> N
         output = theirs.generate(**each, max_new_tokens=6, do_sample=False)[0, each["input_ids"].shape[1] :].tolist()
         answers.append([token for token in output if token not in exported.ours.stop_tokens])
     assert [list(answer.tokens) for answer in exported.ours.answer(prompts)] == answers
+    proven(exported.folder, "generate")
 
 
 def test_a_packed_row_gives_the_logits_of_transformers(exported: Exported) -> None:

@@ -16,11 +16,14 @@ from mllm_jax.models.vit import FeatureConfig
 from tests.support.hugging_face_folders import randomise, text_config
 from tests.support.parity import (
     assert_loads_whole,
+    assert_same_gradients,
     assert_same_logits,
+    drawn_rows,
     read_config,
     read_parameters,
     write_folder,
 )
+from tests.support.proofs import Prover
 
 IMAGE = 60
 TOWER = {
@@ -66,16 +69,26 @@ def blip2(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.mark.parametrize("scan", [True, False])
-def test_logits_and_exported_weights(blip2: tuple[Path, torch.nn.Module], scan: bool, tmp_path: Path) -> None:
+def test_logits_and_exported_weights(
+    blip2: tuple[Path, torch.nn.Module], scan: bool, tmp_path: Path, proven: Prover
+) -> None:
     folder, model = blip2
     config = read_config(folder, scan)
     assert image_tokens(config) == 5
     parameters = read_parameters(folder, config)
-    assert_same_logits(config, parameters, model, IMAGE)
+    proven(folder, "import", assert_same_logits(config, parameters, model, IMAGE))
     exported = tmp_path / "exported"
     write_folder(exported, config, parameters, image_token_index=IMAGE)
     assert_loads_whole(transformers.Blip2ForConditionalGeneration, exported, model)
     assert read_config(exported, scan) == config
+    proven(folder, "export")
+
+
+def test_gradients_of_one_step(tmp_path: Path, proven: Prover) -> None:
+    model = make(tmp_path, "opt")
+    config = read_config(tmp_path)
+    assert_same_gradients(config, tmp_path, model, *drawn_rows(config, IMAGE))
+    proven(tmp_path, "train")
 
 
 def test_keys_that_a_config_leaves_out_have_transformers_defaults() -> None:

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 from mllm_jax.generation.decode import DecodingConfig, generate
@@ -20,12 +22,17 @@ from mllm_jax.models.decoder import Decoder, DecoderConfig
 from mllm_jax.models.parameters import Parameters
 from tests.support.hugging_face_folders import randomise
 from tests.support.parity import (
+    FEW_SHAPES,
     assert_close,
+    assert_gradients_close,
     assert_loads_whole,
     read_config,
     read_parameters,
+    save_gradients,
     stored_names,
+    with_gradients,
 )
+from tests.support.proofs import Prover
 
 SHAPE = {
     "vocab_size": 61,
@@ -96,6 +103,36 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("GPT2", GPT2),
     "gpt2 untied": ("GPT2", GPT2 | {"n_inner": 40, "tie_word_embeddings": False}),
 }
+SHAPES = st.fixed_dictionaries(
+    {
+        "groups": st.integers(1, 4),
+        "kv_heads": st.integers(1, 4),
+        "half_head": st.integers(2, 5),
+        "width_per_head": st.integers(4, 11),
+        "inner": st.integers(1, 40),
+        "layers": st.integers(1, 3),
+        "window": st.integers(1, 14),
+        "tied": st.booleans(),
+    }
+)
+FULL_WIDTH_HEADS = ("Qwen2", "Phi3", "SmolLM3", "OPT", "GPT2")
+"""Families whose heads together are as wide as the model."""
+DRAWN: dict[str, dict[str, Any]] = {
+    "Llama": {},
+    "Mistral": {},
+    "Qwen2": {"use_sliding_window": True, "max_window_layers": 1},
+    "Qwen3": {"use_sliding_window": True, "max_window_layers": 1},
+    "Gemma": {},
+    "Gemma2": {"query_pre_attn_scalar": 13},
+    "Gemma3": {"query_pre_attn_scalar": 13, "sliding_window_pattern": 2},
+    "Phi3": {},
+    "SmolLM3": {"no_rope_layer_interval": 2},
+    "Mixtral": {"num_local_experts": 3, "num_experts_per_tok": 2},
+    "Qwen3Moe": {"num_experts": 3, "num_experts_per_tok": 1, "moe_intermediate_size": 5},
+    "OPT": {"pad_token_id": 1},
+    "GPT2": {},
+}
+"""What a family's models have beside their sizes; a window is used where it has one."""
 CONFIGS = {"Gemma3": "Gemma3TextConfig"}
 MODELS = {"GPT2": "GPT2LMHeadModel"}
 
@@ -125,8 +162,8 @@ def write(name: str, folder: Path) -> Any:
 
 
 def read(case_class: Any, folder: Path) -> torch.nn.Module:
-    # Only eager attention applies Gemma 2's caps.
-    return case_class.from_pretrained(folder, attn_implementation="eager").eval()
+    # Only eager attention applies Gemma 2's caps; only eager experts take rows of any width.
+    return case_class.from_pretrained(folder, attn_implementation="eager", experts_implementation="eager").eval()
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -158,21 +195,23 @@ def export(source: Path, target: Path, config: DecoderConfig, parameters: Parame
     save(target, family.table, parameters)
 
 
-def test_logits(case: Case) -> None:
+def test_logits(case: Case, proven: Prover) -> None:
     tokens = drawn_tokens()
-    assert_close(logits(case.config, case.parameters, tokens), case.theirs(torch.tensor(tokens)).logits)
+    difference = assert_close(logits(case.config, case.parameters, tokens), case.theirs(torch.tensor(tokens)).logits)
+    proven(case.folder, "import", difference)
 
 
-def test_exported_weights_are_the_imported_ones(case: Case, tmp_path: Path) -> None:
+def test_exported_weights_are_the_imported_ones(case: Case, tmp_path: Path, proven: Prover) -> None:
     export(case.folder, tmp_path, case.config, case.parameters)
     assert stored_names(tmp_path) == stored_names(case.folder)
     assert_loads_whole(case.model_class, tmp_path, case.theirs)
     tokens = torch.tensor(drawn_tokens())
     assert torch.equal(read(case.model_class, tmp_path)(tokens).logits, case.theirs(tokens).logits)
     assert read_config(tmp_path) == case.config
+    proven(case.folder, "export")
 
 
-def test_greedy_tokens(case: Case) -> None:
+def test_greedy_tokens(case: Case, proven: Prover) -> None:
     """Prompts of different lengths in one batch continue as each of them does alone in transformers."""
     tokens = drawn_tokens()
     prompts = [tokens[0, :17], tokens[1, :9]]
@@ -189,6 +228,7 @@ def test_greedy_tokens(case: Case) -> None:
         # A new model each time: a dynamic rotary scaling remembers the longest sequence it has seen.
         theirs = read(case.model_class, case.folder).generate(whole, attention_mask=torch.ones_like(whole), **settings)
         assert answer == theirs[0, len(prompt) :].tolist()
+    proven(case.folder, "generate")
 
 
 @pytest.mark.parametrize("name", ["gemma3", "phi3", "gpt2"])
@@ -207,6 +247,67 @@ def test_unscanned_weights(name: str, tmp_path: Path) -> None:
     for layer in range(config.layers):
         stacked = jax.tree.map(lambda leaf, layer=layer: leaf[layer], scanned["blocks"])
         jax.tree.map(np.testing.assert_array_equal, stacked, parameters[f"blocks_{layer}"])
+
+
+def drawn_keys(family: str, shape: dict[str, Any]) -> dict[str, Any]:
+    """A config.json's sizes in the family's own keys."""
+    heads, head_width = shape["groups"] * shape["kv_heads"], 2 * shape["half_head"]
+    width = heads * (head_width if family in FULL_WIDTH_HEADS else shape["width_per_head"])
+    inner, layers, tied = shape["inner"], shape["layers"], {"tie_word_embeddings": shape["tied"]}
+    if family == "GPT2":
+        return tied | GPT2 | {"n_embd": width, "n_layer": layers, "n_head": heads, "n_inner": inner}
+    sizes = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads}
+    if family == "OPT":
+        return tied | OPT | sizes | {"ffn_dim": inner, "word_embed_proj_dim": width}
+    return (
+        SHAPE
+        | tied
+        | sizes
+        | {
+            "num_key_value_heads": shape["kv_heads"],
+            "head_dim": head_width,
+            "intermediate_size": inner,
+            "sliding_window": shape["window"],
+        }
+    )
+
+
+@pytest.mark.parametrize("family", DRAWN)
+@FEW_SHAPES
+@given(shape=SHAPES, length=st.integers(1, 17), scan=st.booleans())
+def test_any_shape(
+    tmp_path_factory: pytest.TempPathFactory,
+    proven: Prover,
+    family: str,
+    shape: dict[str, Any],
+    length: int,
+    scan: bool,
+) -> None:
+    """Logits, every parameter's gradient of a weighted sum of them, and the exported file."""
+    theirs, exported, gradients = (tmp_path_factory.mktemp(name) for name in ("theirs", "exported", "gradients"))
+    make(family, DRAWN[family] | drawn_keys(family, shape)).save_pretrained(theirs)
+    config, reference = read_config(theirs, scan), with_gradients(read(model_class(family), theirs))
+    parameters, tokens = read_parameters(theirs, config), drawn_tokens(rows=1, length=length)
+    weights = np.random.default_rng(1).standard_normal((1, length, 61)).astype(np.float32)
+
+    def total(parameters: Parameters) -> tuple[jax.Array, jax.Array]:
+        ours = logits(config, parameters, tokens)
+        return (ours * weights).sum(), ours
+
+    found, ours = jax.jit(jax.grad(total, has_aux=True))(parameters)
+    expected = reference(torch.tensor(tokens)).logits
+    assert_close(ours, expected)
+    (expected * torch.tensor(weights)).sum().backward()
+    save_gradients(gradients, reference)
+    assert_gradients_close(found, read_parameters(gradients, config))
+    proven(theirs, "train")
+
+    export(theirs, exported, config, parameters)
+    original, again = (load_file(folder / "model.safetensors") for folder in (theirs, exported))
+    assert {name: array.tobytes() for name, array in again.items()} == {
+        name: array.tobytes() for name, array in original.items()
+    }
+    assert read_config(exported, scan) == config
 
 
 def test_layers_of_different_kinds_are_the_same_scanned_or_not(tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from hypothesis import given
+from hypothesis import strategies as st
 from jax.sharding import SingleDeviceSharding
 from safetensors.torch import save_file
 
@@ -22,6 +24,7 @@ from mllm_jax.models.parameters import abstract_parameters
 from mllm_jax.models.vit import FeatureConfig, ViT, ViTConfig
 from tests.support.hugging_face_folders import randomise
 from tests.support.parity import (
+    FEW_SHAPES,
     assert_close,
     assert_loads_whole,
     drawn_images,
@@ -29,28 +32,47 @@ from tests.support.parity import (
     read_parameters,
     write_folder,
 )
+from tests.support.proofs import Prover
 
 # 30 pixels hold three whole patches of 8: what is left over must be dropped on the same side.
 SHAPE = {"hidden_size": 36, "num_hidden_layers": 3, "num_attention_heads": 3, "image_size": 30, "patch_size": 8}
 OPEN_CLIP_FILE = "open_clip_model.safetensors"
+REGISTERS: dict[str, Any] = {"num_register_tokens": 2}
+GIANT: dict[str, Any] = REGISTERS | {"use_swiglu_ffn": True}
+BESIDE_SIZES = {"dinov2_with_registers": REGISTERS, "dinov2_giant": GIANT}
 FAMILIES: dict[str, Any] = {
     "clip": transformers.CLIPVisionConfig(**SHAPE, intermediate_size=44),
     "siglip": transformers.SiglipVisionConfig(**SHAPE, intermediate_size=44),
     "dinov2": transformers.Dinov2Config(**SHAPE, mlp_ratio=3),
-    "dinov2_with_registers": transformers.Dinov2WithRegistersConfig(**SHAPE, mlp_ratio=3, num_register_tokens=2),
+    "dinov2_with_registers": transformers.Dinov2WithRegistersConfig(**SHAPE, **REGISTERS, mlp_ratio=3),
     "eva": transformers.Blip2VisionConfig(**SHAPE, intermediate_size=44),
     "internvit": transformers.InternVLVisionConfig(**SHAPE, intermediate_size=44),
-    "dinov2_giant": transformers.Dinov2WithRegistersConfig(**SHAPE, num_register_tokens=2, use_swiglu_ffn=True),
+    "dinov2_giant": transformers.Dinov2WithRegistersConfig(**SHAPE, **GIANT),
 }
+
+
+SHAPES = st.fixed_dictionaries(
+    {
+        "heads": st.integers(1, 4),
+        "head_width": st.integers(4, 9),
+        "inner": st.integers(2, 5),
+        "layers": st.integers(1, 3),
+        "patches": st.integers(1, 4),
+        "patch": st.integers(1, 9),
+        "rest": st.integers(0, 8),
+    }
+)
+
+
+def make_tower(family: str, config: transformers.PretrainedConfig) -> torch.nn.Module:
+    # No Auto class knows the tower of BLIP-2.
+    return randomise((transformers.Blip2VisionModel if family == "eva" else transformers.AutoModel.from_config)(config))
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def tower(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, torch.nn.Module]:
     folder = tmp_path_factory.mktemp(request.param)
-    config = FAMILIES[request.param]
-    # No Auto class knows the tower of BLIP-2.
-    of_config = transformers.Blip2VisionModel if request.param == "eva" else transformers.AutoModel.from_config
-    model = randomise(of_config(config))
+    model = make_tower(request.param, FAMILIES[request.param])
     model.save_pretrained(folder)
     return folder, model
 
@@ -65,11 +87,35 @@ def patches_of(hidden: torch.Tensor, config: ViTConfig) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("layer", "scan"), [(-2, True), (-1, False), (1, True), (0, True)])
-def test_hidden_states(tower: tuple[Path, torch.nn.Module], layer: int, scan: bool) -> None:
+def test_hidden_states(tower: tuple[Path, torch.nn.Module], layer: int, scan: bool, proven: Prover) -> None:
     folder, model = tower
     config = read_config(folder, scan).model_copy(update={"features": FeatureConfig(layer=layer)})
     pixels, normalised = drawn_images(config, 2)
     expected = model(normalised, output_hidden_states=True).hidden_states[layer]
+    ours = features(config, read_parameters(folder, config), pixels)
+    proven(folder, "import", assert_close(ours, patches_of(expected, config)))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@FEW_SHAPES
+@given(shape=SHAPES, scan=st.booleans())
+def test_any_shape(tmp_path_factory: pytest.TempPathFactory, family: str, shape: dict[str, int], scan: bool) -> None:
+    """Hidden states of the last layer, whatever the sizes; pixels beside the last whole patch are dropped."""
+    width = shape["heads"] * shape["head_width"]
+    inner = {"mlp_ratio": shape["inner"]} if "dinov2" in family else {"intermediate_size": shape["inner"] * width}
+    sizes = inner | {
+        "hidden_size": width,
+        "num_hidden_layers": shape["layers"],
+        "num_attention_heads": shape["heads"],
+        "patch_size": shape["patch"],
+        "image_size": shape["patches"] * shape["patch"] + shape["rest"] % shape["patch"],
+    }
+    folder, config_class = tmp_path_factory.mktemp("drawn"), type(FAMILIES[family])
+    model = make_tower(family, config_class(**sizes | BESIDE_SIZES.get(family, {})))
+    model.save_pretrained(folder)
+    config = read_config(folder, scan).model_copy(update={"features": FeatureConfig(layer=-1)})
+    pixels, normalised = drawn_images(config, 2)
+    expected = model(normalised, output_hidden_states=True).hidden_states[-1]
     assert_close(features(config, read_parameters(folder, config), pixels), patches_of(expected, config))
 
 
@@ -88,7 +134,7 @@ def test_normed_features_with_the_class_token(tower: tuple[Path, torch.nn.Module
 
 @pytest.mark.parametrize("scan", [True, False])
 def test_exported_weights_are_the_imported_ones(
-    tower: tuple[Path, torch.nn.Module], scan: bool, tmp_path: Path
+    tower: tuple[Path, torch.nn.Module], scan: bool, tmp_path: Path, proven: Prover
 ) -> None:
     folder, model = tower
     config = read_config(folder, scan)
@@ -96,6 +142,7 @@ def test_exported_weights_are_the_imported_ones(
     # It serves pre-training alone, and only the config of towers without registers can say that it is not there.
     unused = frozenset({"embeddings.mask_token"}) if config.registers else frozenset()
     assert_loads_whole(type(model), tmp_path / "exported", model, unused)
+    proven(folder, "export")
 
 
 @pytest.mark.parametrize("image_size", [(48, 48), (20, 45), (24, 41)])
@@ -176,7 +223,7 @@ class OpenClipTower(torch.nn.Module):
 
 
 @pytest.mark.parametrize("scan", [True, False])
-def test_open_clip_files_are_read_as_they_are(tmp_path: Path, scan: bool) -> None:
+def test_open_clip_files_are_read_as_they_are(tmp_path: Path, scan: bool, proven: Prover) -> None:
     tower = randomise(OpenClipTower(width=36, layers=2, heads=3, inner=45, side=32, patch=8))
     text = {
         "logit_scale": torch.zeros(()),
@@ -198,5 +245,5 @@ def test_open_clip_files_are_read_as_they_are(tmp_path: Path, scan: bool) -> Non
     )
     parameters = load_backbone(str(tmp_path), wanted, abstract).parameters
     pixels, normalised = drawn_images(wanted, 2)
-    assert_close(features(wanted, parameters, pixels), tower(normalised))
+    proven(tmp_path, "import", assert_close(features(wanted, parameters, pixels), tower(normalised)))
     assert family_of_config(wanted).name == "clip"

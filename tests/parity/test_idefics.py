@@ -24,6 +24,7 @@ from tests.support.parity import (
     read_parameters,
     write_folder,
 )
+from tests.support.proofs import Prover
 
 TEXT = {
     "vocab_size": 57,
@@ -86,7 +87,9 @@ def drawn_inputs(config: MultimodalConfig) -> tuple[list[jax.Array], dict[str, t
 
 
 @pytest.mark.parametrize("scan", [True, False])
-def test_logits_and_exported_weights(idefics: tuple[Path, torch.nn.Module], scan: bool, tmp_path: Path) -> None:
+def test_logits_and_exported_weights(
+    idefics: tuple[Path, torch.nn.Module], scan: bool, tmp_path: Path, proven: Prover
+) -> None:
     """The rows that they keep apart for added tokens are the last of ours, and are written with the others."""
     folder, model = idefics
     config = read_config(folder, scan)
@@ -94,7 +97,8 @@ def test_logits_and_exported_weights(idefics: tuple[Path, torch.nn.Module], scan
     parameters = read_parameters(folder, config)
     ours, theirs = drawn_inputs(config)
     expected = model(**theirs).logits
-    assert_close(jax.jit(Multimodal(config).apply)({"params": parameters}, *ours), expected)
+    logits = jax.jit(Multimodal(config).apply)({"params": parameters}, *ours)
+    proven(folder, "import", assert_close(logits, expected))
 
     exported = tmp_path / "exported"
     write_folder(exported, config, parameters)
@@ -110,12 +114,14 @@ def test_logits_and_exported_weights(idefics: tuple[Path, torch.nn.Module], scan
     expected_model = transformers.IdeficsForVisionText2Text(again.config)
     expected_model.load_state_dict(stored)
     assert_loads_whole(transformers.IdeficsForVisionText2Text, exported, expected_model)
+    proven(folder, "export")
 
 
-def test_gradients_of_one_step(tmp_path: Path) -> None:
+def test_gradients_of_one_step(tmp_path: Path, proven: Prover) -> None:
     model = make(tmp_path, **MODELS["resampler"])
     config = read_config(tmp_path)
     assert_same_gradients(config, tmp_path, model, *drawn_inputs(config))
+    proven(tmp_path, "train")
 
 
 def test_keys_that_a_config_leaves_out_have_transformers_defaults() -> None:

@@ -24,6 +24,7 @@ from tests.support.parity import (
     read_parameters,
     write_folder,
 )
+from tests.support.proofs import Prover
 
 IMAGE = 60
 # 34 pixels hold four whole patches of 8: what is left over must be dropped on the same side.
@@ -89,25 +90,29 @@ def called(model: torch.nn.Module) -> Callable[..., Any]:
 
 
 @pytest.mark.parametrize("scan", [True, False])
-def test_logits_and_exported_weights(written: tuple[Path, torch.nn.Module], scan: bool, tmp_path: Path) -> None:
+def test_logits_and_exported_weights(
+    written: tuple[Path, torch.nn.Module], scan: bool, tmp_path: Path, proven: Prover
+) -> None:
     folder, model = written
     config = read_config(folder, scan)
     assert image_tokens(config) == 5
     parameters = read_parameters(folder, config)
-    assert_same_logits(config, parameters, called(model), IMAGE)
+    proven(folder, "import", assert_same_logits(config, parameters, called(model), IMAGE))
     exported = tmp_path / "exported"
     write_folder(exported, config, parameters, image_token_id=IMAGE)
     assert_loads_whole(transformers.AutoModelForImageTextToText, exported, model)
     assert read_config(exported, scan) == config
+    proven(folder, "export")
 
 
-def test_gradients_of_one_step(tmp_path: Path) -> None:
+def test_gradients_of_one_step(tmp_path: Path, proven: Prover) -> None:
     model = idefics2()
     model.save_pretrained(tmp_path)
     config = read_config(tmp_path)
     ours, theirs = drawn_rows(config, IMAGE)
     theirs["pixel_values"] = theirs["pixel_values"].unflatten(0, (2, 2))
     assert_same_gradients(config, tmp_path, model, ours, theirs)
+    proven(tmp_path, "train")
 
 
 def test_the_published_config() -> None:

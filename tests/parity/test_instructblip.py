@@ -33,6 +33,7 @@ from tests.support.parity import (
     read_parameters,
     write_folder,
 )
+from tests.support.proofs import Prover
 
 WORDS, POSITIONS = 41, 13
 ROWS, SLOTS = 2, 2
@@ -88,7 +89,9 @@ def logits_and_features(model: Multimodal, *arrays: jax.Array) -> tuple[jax.Arra
 
 
 @pytest.mark.parametrize(("text", "every", "scan"), [("llama", 2, True), ("opt", 1, False)])
-def test_features_logits_and_exported_weights(text: str, every: int, scan: bool, tmp_path: Path) -> None:
+def test_features_logits_and_exported_weights(
+    text: str, every: int, scan: bool, tmp_path: Path, proven: Prover
+) -> None:
     folder = tmp_path / "theirs"
     model = make(folder, text, every)
     config = read_config(folder, scan)
@@ -98,13 +101,14 @@ def test_features_logits_and_exported_weights(text: str, every: int, scan: bool,
     logits, features = jax.jit(partial(nn.apply(logits_and_features, Multimodal(config)), {"params": parameters}))(
         *ours
     )
-    assert_close(logits, model(**theirs).logits)
+    proven(folder, "import", assert_close(logits, model(**theirs).logits))
     expected = model.get_image_features(**{name: theirs[name] for name in theirs if name != "input_ids"})
     assert_close(features.reshape(ROWS * SLOTS, 5, -1), expected.pooler_output)
     exported = tmp_path / "exported"
     write_folder(exported, config, parameters, image_token_index=IMAGE)
     assert_loads_whole(CLASS, exported, model)
     assert read_config(exported, scan) == config
+    proven(folder, "export")
 
 
 @pytest.mark.parametrize(("every", "scan"), [(2, True), (1, False)])
@@ -136,7 +140,7 @@ def test_the_states_of_queries_and_text(tmp_path: Path, every: int, scan: bool) 
     assert_close(np.asarray(padded)[:, :14][there], torch.tensor(np.asarray(ours)[there]))
 
 
-def test_one_gradient_step(tmp_path: Path) -> None:
+def test_one_gradient_step(tmp_path: Path, proven: Prover) -> None:
     """The gradient of every parameter, and the loss after a step of plain gradient descent."""
     model = make(tmp_path, "llama")
     config = read_config(tmp_path)
@@ -159,6 +163,7 @@ def test_one_gradient_step(tmp_path: Path) -> None:
     named = dict(model.named_parameters())
     expected = gradients_of(named, tmp_path, config)
     assert_gradients_close(gradients, expected)
+    proven(tmp_path, "train")
     rate = 1e-3
     after, _ = step(jax.tree.map(lambda leaf, gradient: leaf - rate * gradient, parameters, gradients))
     with torch.no_grad():

@@ -22,6 +22,7 @@ from tests.support.parity import (
     stored_names,
     write_folder,
 )
+from tests.support.proofs import Prover
 
 SHAPE = {
     "vocab_size": 61,
@@ -77,16 +78,17 @@ def drawn_tokens(vocabulary: int, rows: int = 2, length: int = 50) -> np.ndarray
 
 
 @pytest.mark.parametrize("scan", [True, False])
-def test_logits(llama: tuple[Path, torch.nn.Module], scan: bool) -> None:
+def test_logits(llama: tuple[Path, torch.nn.Module], scan: bool, proven: Prover) -> None:
     folder, model = llama
     config = read_config(folder, scan)
     tokens = drawn_tokens(config.vocab_size)
-    assert_close(logits(config, read_parameters(folder, config), tokens), model(torch.tensor(tokens)).logits)
+    ours = logits(config, read_parameters(folder, config), tokens)
+    proven(folder, "import", assert_close(ours, model(torch.tensor(tokens)).logits))
 
 
 @pytest.mark.parametrize("scan", [True, False])
 def test_exported_weights_are_the_imported_ones(
-    llama: tuple[Path, torch.nn.Module], scan: bool, tmp_path: Path
+    llama: tuple[Path, torch.nn.Module], scan: bool, tmp_path: Path, proven: Prover
 ) -> None:
     folder, model = llama
     config = read_config(folder, scan)
@@ -96,6 +98,7 @@ def test_exported_weights_are_the_imported_ones(
     exported = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "exported")
     tokens = torch.tensor(drawn_tokens(config.vocab_size))
     assert torch.equal(exported(tokens).logits, model(tokens).logits)
+    proven(folder, "export")
 
 
 def test_a_tied_file_may_repeat_the_embedding(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from tests.support.parity import (
     stored_names,
     write_folder,
 )
+from tests.support.proofs import Prover
 
 IMAGE = 60
 TOWER = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 3, "image_size": 30, "patch_size": 8}
@@ -64,15 +65,15 @@ def llava(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.mark.parametrize("scan", [True, False])
-def test_logits_with_images(llava: tuple[Path, torch.nn.Module], scan: bool) -> None:
+def test_logits_with_images(llava: tuple[Path, torch.nn.Module], scan: bool, proven: Prover) -> None:
     folder, model = llava
     config = read_config(folder, scan)
-    assert_same_logits(config, read_parameters(folder, config), model, IMAGE)
+    proven(folder, "import", assert_same_logits(config, read_parameters(folder, config), model, IMAGE))
 
 
 @pytest.mark.parametrize("scan", [True, False])
 def test_exported_weights_are_the_imported_ones(
-    llava: tuple[Path, torch.nn.Module], scan: bool, tmp_path: Path
+    llava: tuple[Path, torch.nn.Module], scan: bool, tmp_path: Path, proven: Prover
 ) -> None:
     folder, model = llava
     config = read_config(folder, scan)
@@ -80,13 +81,15 @@ def test_exported_weights_are_the_imported_ones(
     write_folder(exported, config, read_parameters(folder, config), image_token_index=IMAGE)
     assert_loads_whole(transformers.LlavaForConditionalGeneration, exported, model)
     assert read_config(exported, scan) == config
+    proven(folder, "export")
 
 
 @pytest.mark.parametrize("family", TOWERS)
-def test_gradients_of_one_step(tmp_path: Path, family: str) -> None:
+def test_gradients_of_one_step(tmp_path: Path, family: str, proven: Prover) -> None:
     model = make(tmp_path, family)
     config = read_config(tmp_path)
     assert_same_gradients(config, tmp_path, model, *drawn_rows(config, IMAGE))
+    proven(tmp_path, "train")
 
 
 def test_layer_and_strategy_are_taken_from_the_config(tmp_path: Path) -> None:

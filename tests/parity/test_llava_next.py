@@ -20,6 +20,7 @@ from mllm_jax.interop.families.family import FamilyError
 from mllm_jax.models.multimodal import Multimodal, MultimodalConfig, slot_features, tile_features
 from tests.support.hugging_face_folders import randomise
 from tests.support.parity import assert_close, assert_loads_whole, read_config, read_parameters, write_folder
+from tests.support.proofs import Prover
 
 IMAGE = 60
 SIDE, PATCHES = 30, 3
@@ -122,21 +123,25 @@ def test_logits_with_images_of_any_size(llava_next: tuple[Path, Any], ours: Ours
     assert_close(ours.logits(prompt), their_logits(config, llava_next[1], prompt))
 
 
-def test_layers_that_are_not_scanned_give_the_same(llava_next: tuple[Path, Any]) -> None:
+def test_layers_that_are_not_scanned_give_the_same(llava_next: tuple[Path, Any], proven: Prover) -> None:
     config = read_config(llava_next[0], scan=False)
     prompt = drawn_prompt(config, ((33, 97),))
     unscanned = Ours(config, read_parameters(llava_next[0], config))
-    assert_close(unscanned.logits(prompt), their_logits(config, llava_next[1], prompt))
+    difference = assert_close(unscanned.logits(prompt), their_logits(config, llava_next[1], prompt))
+    proven(llava_next[0], "import", difference)
 
 
 @pytest.mark.parametrize("scan", [True, False])
-def test_exported_weights_are_the_imported_ones(llava_next: tuple[Path, Any], scan: bool, tmp_path: Path) -> None:
+def test_exported_weights_are_the_imported_ones(
+    llava_next: tuple[Path, Any], scan: bool, tmp_path: Path, proven: Prover
+) -> None:
     folder, model = llava_next
     config = read_config(folder, scan)
     exported = tmp_path / "exported"
     write_folder(exported, config, read_parameters(folder, config), image_token_index=IMAGE)
     assert_loads_whole(transformers.LlavaNextForConditionalGeneration, exported, model)
     assert read_config(exported, scan) == config
+    proven(folder, "export")
 
 
 def test_the_tiling_is_that_of_the_config(llava_next: tuple[Path, Any]) -> None:

@@ -35,6 +35,7 @@ from mllm_jax.models.parameters import Parameters, abstract_parameters
 from mllm_jax.models.vit import FeatureConfig, ViTConfig
 from tests.support.hugging_face_folders import randomise
 from tests.support.parity import assert_close, drawn_images, with_stack
+from tests.support.proofs import Prover
 
 WIDTH, TOWER_WIDTH, HEADS, HEAD_WIDTH, LATENTS = 24, 20, 2, 6, 3
 VOCABULARY = 59
@@ -240,7 +241,7 @@ def reference(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 
 
 @pytest.mark.parametrize("scan", [True, False])
-def test_logits_and_exported_weights(reference: Reference, scan: bool, tmp_path: Path) -> None:
+def test_logits_and_exported_weights(reference: Reference, scan: bool, tmp_path: Path, proven: Prover) -> None:
     config = reference.config(scan)
     assert image_tokens(config) == 1
     parameters = reference.parameters(config)
@@ -250,7 +251,8 @@ def test_logits_and_exported_weights(reference: Reference, scan: bool, tmp_path:
     images = pixels.reshape(2, 2, *pixels.shape[1:])
     arrays = tokens, np.ones_like(tokens), positions, images, np.ones((2, 2), bool), INDEX
     ours = jax.jit(Multimodal(config).apply)({"params": parameters}, *map(jnp.asarray, arrays))
-    assert_close(ours, reference.model(torch.tensor(tokens), normalised.reshape(2, 2, *normalised.shape[1:])))
+    theirs = reference.model(torch.tensor(tokens), normalised.reshape(2, 2, *normalised.shape[1:]))
+    proven("open_flamingo", "import", assert_close(ours, theirs))
 
     table = open_flamingo_table(config)
     save(tmp_path, table, unflatten_dict(covered(table, parameters), sep="/"))
@@ -259,6 +261,7 @@ def test_logits_and_exported_weights(reference: Reference, scan: bool, tmp_path:
     frozen = {"lang_encoder.lm_head.weight"} if not config.decoder.tied_embeddings else set()
     assert stored.keys() - frozen == reference.state.keys()
     assert all(torch.equal(stored[name], tensor) for name, tensor in reference.state.items())
+    proven("open_flamingo", "export")
 
 
 @pytest.fixture(scope="module")

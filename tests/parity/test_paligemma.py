@@ -31,6 +31,7 @@ from tests.support.parity import (
     read_parameters,
     write_folder,
 )
+from tests.support.proofs import Prover
 
 IMAGE = 60
 TOWER = {
@@ -112,20 +113,22 @@ def answered(config: MultimodalConfig) -> tuple[dict[str, np.ndarray], dict[str,
 
 
 @pytest.mark.parametrize("scan", [True, False])
-def test_logits_and_exported_weights(written: Path, scan: bool, tmp_path: Path) -> None:
+def test_logits_and_exported_weights(written: Path, scan: bool, tmp_path: Path, proven: Prover) -> None:
     config = read_config(written, scan)
     assert image_tokens(config) == 9 and config.decoder.attention == "prefix"
     parameters = read_parameters(written, config)
     ours, theirs = answered(config)
     model = read(written)
-    assert_close(jax.jit(Multimodal(config).apply)({"params": parameters}, **ours), model(**theirs).logits)
+    logits = jax.jit(Multimodal(config).apply)({"params": parameters}, **ours)
+    proven(written, "import", assert_close(logits, model(**theirs).logits))
     exported = tmp_path / "exported"
     write_folder(exported, config, parameters, image_token_index=IMAGE)
     assert_loads_whole(transformers.AutoModelForImageTextToText, exported, model)
     assert read_config(exported, scan) == config
+    proven(written, "export")
 
 
-def test_gradients(written: Path, tmp_path: Path) -> None:
+def test_gradients(written: Path, tmp_path: Path, proven: Prover) -> None:
     """Of the loss on the answer alone, by every parameter."""
     config = read_config(written)
     parameters = read_parameters(written, config)
@@ -147,6 +150,7 @@ def test_gradients(written: Path, tmp_path: Path) -> None:
             parameter.copy_(parameter.grad)
     model.save_pretrained(tmp_path)
     assert_gradients_close(gradients(parameters), read_parameters(tmp_path, config))
+    proven(written, "train")
 
 
 def test_published_sizes() -> None:

@@ -28,6 +28,7 @@ from tests.support.parity import (
     read_parameters,
     write_folder,
 )
+from tests.support.proofs import Prover
 
 IMAGE = 60
 TOWER = {"depth": 2, "embed_dim": 24, "hidden_size": 48, "num_heads": 3, "mlp_ratio": 2, "patch_size": 4}
@@ -105,17 +106,21 @@ def patches_of(config: MultimodalConfig, images: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("scan", [True, False])
-def test_logits_and_exported_weights(qwen: tuple[Path, torch.nn.Module], scan: bool, tmp_path: Path) -> None:
+def test_logits_and_exported_weights(
+    qwen: tuple[Path, torch.nn.Module], scan: bool, tmp_path: Path, proven: Prover
+) -> None:
     folder, model = qwen
     config = read_config(folder, scan)
     parameters = read_parameters(folder, config)
     ours, theirs = drawn_inputs(config)
     expected = model(**theirs).logits
-    assert_close(jax.jit(Multimodal(config).apply)({"params": parameters}, *ours), expected)
+    logits = jax.jit(Multimodal(config).apply)({"params": parameters}, *ours)
+    proven(folder, "import", assert_close(logits, expected))
     exported = tmp_path / "exported"
     write_folder(exported, config, parameters, image_token_id=IMAGE)
     assert_loads_whole(transformers.AutoModelForImageTextToText, exported, model)
     assert read_config(exported, scan) == config
+    proven(folder, "export")
 
 
 def test_packed_segments_have_positions_of_their_own(tmp_path: Path) -> None:
@@ -138,7 +143,7 @@ def test_packed_segments_have_positions_of_their_own(tmp_path: Path) -> None:
     assert_close(found.reshape(2, -1, found.shape[-1]), model(**theirs).logits)
 
 
-def test_gradients_of_one_step(tmp_path: Path) -> None:
+def test_gradients_of_one_step(tmp_path: Path, proven: Prover) -> None:
     model = make(tmp_path, "wide")
     config = read_config(tmp_path)
     parameters = read_parameters(tmp_path, config)
@@ -158,6 +163,7 @@ def test_gradients_of_one_step(tmp_path: Path) -> None:
             parameter.copy_(parameter.grad)
     model.save_pretrained(tmp_path / "gradients")
     assert_gradients_close(gradients, read_parameters(tmp_path / "gradients", config))
+    proven(tmp_path, "train")
 
 
 def test_a_published_config() -> None:

@@ -33,7 +33,7 @@ from mllm_jax.models.connectors.perceiver import PerceiverConfig, PerceiverConne
 from mllm_jax.models.connectors.q_former import QFormerConfig, QFormerConnector
 from mllm_jax.models.layers.stack import StackConfig
 from tests.support.hugging_face_folders import randomise
-from tests.support.parity import assert_close, assert_gradients_close, stored_names
+from tests.support.parity import FEW_SHAPES, assert_close, assert_gradients_close, stored_names
 
 GRID = FeatureGrid(1, 7)
 
@@ -152,6 +152,40 @@ def test_q_former(tmp_path: Path, layers: int, every: int, scan: bool) -> None:
     save_file({name: tensor.grad.contiguous() for name, tensor in state.items()}, tmp_path / "model.safetensors")
     expected = load(tmp_path, Table(rules), abstract(connector, 18)).parameters
     assert_gradients_close(gradients, expected)
+
+
+@FEW_SHAPES
+@given(
+    heads=st.integers(1, 4),
+    head_width=st.integers(4, 9),
+    blocks=st.integers(1, 2),
+    every=st.integers(1, 3),
+    inner=st.integers(1, 30),
+    queries=st.integers(1, 6),
+    features_width=st.integers(1, 20),
+    scan=st.booleans(),
+)
+def test_q_former_of_any_shape(tmp_path_factory: pytest.TempPathFactory, **drawn_shape: Any) -> None:
+    heads, every, queries = (drawn_shape[name] for name in ("heads", "every", "queries"))
+    width, features_width = heads * drawn_shape["head_width"], drawn_shape["features_width"]
+    theirs = transformers.Blip2QFormerConfig(
+        hidden_size=width,
+        num_hidden_layers=drawn_shape["blocks"] * every,
+        num_attention_heads=heads,
+        intermediate_size=drawn_shape["inner"],
+        encoder_hidden_size=features_width,
+        cross_attention_frequency=every,
+    )
+    reference, projection = randomise(Blip2QFormerModel(theirs)), randomise(torch.nn.Linear(width, 10))
+    tokens = torch.randn(1, queries, width, generator=torch.Generator().manual_seed(1))
+    config = q_former(theirs.to_dict(), queries).model_copy(update={"stack": StackConfig(scan=drawn_shape["scan"])})
+    connector = QFormerConnector(config, GRID, width=10)
+    state = {name: tensor.detach() for name, tensor in q_former_state(reference, tokens, projection).items()}
+    folder = tmp_path_factory.mktemp("drawn")
+    parameters = read(folder, state, q_former_rules(every), connector, features_width)
+    features = drawn(2, 7, features_width)
+    expected = reference(tokens.expand(2, -1, -1), encoder_hidden_states=torch.tensor(features)).last_hidden_state
+    assert_close(jax.jit(connector.apply)({"params": parameters}, features), projection(expected))
 
 
 def test_published_sizes() -> None:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
+from hypothesis import HealthCheck, Phase, settings
 from safetensors import safe_open
 
 from mllm_jax.interop.families.choice import family_of_config, family_of_folder
@@ -20,13 +21,23 @@ from mllm_jax.models.vit import ViTConfig
 TOLERANCE = 2e-5
 """Largest difference, relative to the largest value compared, in float32."""
 
+FEW_SHAPES = settings(
+    max_examples=2,
+    phases=[Phase.generate],
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+"""Of a test that compiles models of drawn shapes: the smallest and one more. To shrink a failing one takes minutes."""
 
-def assert_close(ours: Any, theirs: torch.Tensor) -> None:
-    """Every number within 1e-4, and within `TOLERANCE` of the largest where numbers are small."""
+
+def assert_close(ours: Any, theirs: torch.Tensor) -> float:
+    """Every number within 1e-4, and within `TOLERANCE` of the largest where small; returns the largest difference."""
     ours, expected = np.asarray(ours), theirs.detach().numpy()
     assert ours.shape == expected.shape
     difference, largest = np.abs(ours - expected).max(), np.abs(expected).max()
     assert difference < min(1e-4, TOLERANCE * max(1.0, largest)), f"{difference} among values up to {largest}"
+    return float(difference)
 
 
 def assert_gradients_close(ours: Parameters, expected: Parameters) -> None:
@@ -94,8 +105,7 @@ def assert_same_gradients(
         theirs: the same for theirs, by name.
     """
     parameters = read_parameters(folder, config)
-    for parameter in model.parameters():
-        parameter.requires_grad_(True)
+    with_gradients(model)
 
     def loss(parameters: Parameters) -> jax.Array:
         logits = Multimodal(config).apply({"params": parameters}, *ours)
@@ -109,10 +119,23 @@ def assert_same_gradients(
     )
     expected_value.backward()
     np.testing.assert_allclose(float(value), expected_value.item(), rtol=1e-5)
+    save_gradients(folder, model)
+    assert_gradients_close(gradients, read_parameters(folder, config))
+
+
+def with_gradients(model: torch.nn.Module) -> torch.nn.Module:
+    """Makes every parameter have a gradient: torch gives none to the embedding of the padding token."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Embedding):
+            module.padding_idx = None
+    return model.requires_grad_(True)
+
+
+def save_gradients(folder: Path, model: Any) -> None:
+    """Writes a model's gradients as if they were its weights, so that a family's table reads them."""
     for parameter in model.parameters():
         parameter.data = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
     model.save_pretrained(folder)
-    assert_gradients_close(gradients, read_parameters(folder, config))
 
 
 def stored_names(folder: Path) -> set[str]:
@@ -149,7 +172,7 @@ def drawn_rows(config: MultimodalConfig, image_token: int) -> tuple[list[jax.Arr
     return [jnp.asarray(array) for array in arrays], {"input_ids": torch.tensor(tokens), "pixel_values": normalised}
 
 
-def assert_same_logits(config: MultimodalConfig, parameters: Parameters, model: Any, image_token: int) -> None:
-    """Two rows of text with two images each, through our model and through theirs."""
+def assert_same_logits(config: MultimodalConfig, parameters: Parameters, model: Any, image_token: int) -> float:
+    """Two rows of text with two images each, through our model and through theirs; returns the difference."""
     ours, theirs = drawn_rows(config, image_token)
-    assert_close(jax.jit(Multimodal(config).apply)({"params": parameters}, *ours), model(**theirs).logits)
+    return assert_close(jax.jit(Multimodal(config).apply)({"params": parameters}, *ours), model(**theirs).logits)
