@@ -60,6 +60,7 @@ def _add_model_verbs(verbs) -> None:
     evaluate.add_argument("--template", metavar="NAME", help="chat template to ask with (default: the model's own)")
     evaluate.add_argument("--history", action="store_true", help="ask each question after those before it, answered")
     evaluate.add_argument("--no-blank", action="store_true", help="leave the blank-image baseline out")
+    evaluate.add_argument("--shuffled", action="store_true", help="ask with another question's images too")
     evaluate.add_argument("--output", help="folder for scores.json and answers.jsonl")
 
     generate = _verb(verbs, "generate", "answer one prompt, or every line of a JSONL file", _generate)
@@ -167,6 +168,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         rows=options.rows,
         max_new_tokens=options.max_new_tokens,
         blank=not options.no_blank,
+        shuffled=options.shuffled,
         history=options.history,
         limit=options.limit,
     )

@@ -1,8 +1,9 @@
-"""Asks a model every question of a data set, and the same model shown blank images."""
+"""Asks a model every question of a data set, and the same model shown blank images or those of other questions."""
 
+import contextlib
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from typing import Any
@@ -12,8 +13,10 @@ from pydantic import Field
 
 from data_pipelines.config_class import Config
 from data_pipelines.quota import Skip
+from data_pipelines.record import ImagePart
 from data_pipelines.storage import Storage
 from data_pipelines.transforms.image_error import ImageError
+from mllm_jax.evaluation.baselines import BLANK, SHUFFLED, blank_image, blanked, with_images_of_another
 from mllm_jax.evaluation.likelihood import losses
 from mllm_jax.evaluation.metrics import Result, score_answer
 from mllm_jax.evaluation.questions import Question, read_questions
@@ -21,7 +24,6 @@ from mllm_jax.generation.answering import Answer, Answerer
 from mllm_jax.generation.decode import DecodingConfig
 from mllm_jax.generation.prompts import Prompt
 from mllm_jax.interop.model_folder import LoadedModel
-from mllm_jax.models.multimodal import MultimodalConfig
 
 BATCHES_AT_ONCE = 8
 """Batches of questions read ahead, so that those of similar length are answered together."""
@@ -38,10 +40,15 @@ class EvaluationConfig(Config):
     """Ask each question after the questions and right answers before it; if not, alone with the images shown so far."""
     blank: bool = True
     """Ask every question once more with blank images: what the words alone give away."""
+    shuffled: bool = False
+    """Ask every question once more with the images of another: how much depends on seeing the right one."""
     loss: bool = True
     """Measure the likelihood of the reference answers too."""
     limit: int | None = Field(default=None, gt=0)
     """Ask no more than this many questions."""
+
+
+Outcome = tuple[Answer, Result]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +58,8 @@ class Asked:
     question: Question
     answer: Answer
     result: Result
-    blank_answer: Answer | None = None
-    blank_result: Result | None = None
+    baselines: dict[str, Outcome] = field(default_factory=dict)
+    """By name (see `baselines`), what came of it with other images; a question without images has the same blank."""
 
     def to_json(self) -> dict[str, Any]:
         """The line of `answers.jsonl`."""
@@ -64,9 +71,7 @@ class Asked:
             "reference": self.question.reference,
             **_outcome(self.answer, self.result),
         }
-        if self.blank_answer is not None and self.blank_result is not None:
-            line["blank"] = _outcome(self.blank_answer, self.blank_result)
-        return line
+        return line | {name: _outcome(*outcome) for name, outcome in self.baselines.items()}
 
 
 @dataclass(slots=True)
@@ -81,6 +86,12 @@ class Evaluation:
     """Records and questions that were left out, by cause."""
     data_hash: str = ""
     """SHA-256 of every question asked: its texts, its reference and the bytes of its images."""
+
+    def results(self, baseline: str | None = None) -> list[Result]:
+        """Of all questions, or of those that a baseline was asked too."""
+        if baseline is None:
+            return [asked.result for asked in self.asked]
+        return [asked.baselines[baseline][1] for asked in self.asked if baseline in asked.baselines]
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,10 +128,12 @@ def evaluate(
     storage = Storage()
     found = read_questions(data, storage, images, config.history, config.limit)
     ready = _ready(answerer, found, storage, evaluation.skipped, digest.update)
+    before: list[_Ready] = []
     while group := list(islice(ready, config.rows * BATCHES_AT_ONCE)):
-        for asked in _ask(answerer, group, config):
+        for asked in _ask(answerer, group, before, config):
             evaluation.asked.append(asked)
             progress(asked)
+        before = group
     evaluation.data_hash = digest.hexdigest()
     if not evaluation.asked:
         causes = ", ".join(f"{cause} {count}" for cause, count in evaluation.skipped.items()) or "the data is empty"
@@ -142,37 +155,61 @@ def _ready(
             continue
         contents = {image: storage.read_range(image.source) for image in item.images}
         try:
-            prompt = answerer.prompt(item.record, contents.__getitem__)
+            ready = _prepared(answerer, item, contents)
         except ImageError as error:
             skipped[error.cause] += 1
-            continue
-        try:
-            answerer.check(prompt)
         except ValueError:
             skipped["too_long"] += 1
-            continue
-        rendered = answerer.rendered(item.answered())
-        for content in (item.kind.encode(), item.text.encode(), item.reference.encode(), *contents.values()):
-            digest(hashlib.sha256(content).digest())
-        answered = replace(prompt, tokens=rendered.tokens, in_answer=rendered.in_answer)
-        yield _Ready(item, prompt, answered, rendered.supervised)
+        else:
+            for content in (item.kind.encode(), item.text.encode(), item.reference.encode(), *contents.values()):
+                digest(hashlib.sha256(content).digest())
+            yield ready
 
 
-def _ask(answerer: Answerer, group: Sequence[_Ready], config: EvaluationConfig) -> Iterator[Asked]:
+def _prepared(answerer: Answerer, question: Question, contents: Mapping[ImagePart, bytes] | None = None) -> _Ready:
+    """Raises ImageError for an image that cannot be decoded, ValueError for a question that is too long."""
+    prompt = answerer.prompt(question.record, contents.__getitem__ if contents else None)
+    answerer.check(prompt)
+    rendered = answerer.rendered(question.answered())
+    answered = replace(prompt, tokens=rendered.tokens, in_answer=rendered.in_answer)
+    return _Ready(question, prompt, answered, rendered.supervised)
+
+
+def _ask(
+    answerer: Answerer, group: Sequence[_Ready], before: Sequence[_Ready], config: EvaluationConfig
+) -> Iterator[Asked]:
     seen = _outcomes(answerer, group, config)
-    if not config.blank:
-        for each, (answer, result) in zip(group, seen, strict=True):
-            yield Asked(each.question, answer, result)
-        return
-    blank = blank_image(answerer.loaded)
-    blanked = [
-        replace(each, prompt=_blanked(each.prompt, blank), answered=_blanked(each.answered, blank)) for each in group
-    ]
-    for each, first, second in zip(group, seen, _outcomes(answerer, blanked, config), strict=True):
-        yield Asked(each.question, *first, *second)
+    baselines: list[dict[str, Outcome]] = [{} for _ in group]
+    for name, asked in _baselines(answerer, group, before, config).items():
+        for place, outcome in zip(asked, _outcomes(answerer, list(asked.values()), config), strict=True):
+            baselines[place][name] = outcome
+    for each, outcome, others in zip(group, seen, baselines, strict=True):
+        yield Asked(each.question, *outcome, others)
 
 
-def _outcomes(answerer: Answerer, group: Sequence[_Ready], config: EvaluationConfig) -> list[tuple[Answer, Result]]:
+def _baselines(
+    answerer: Answerer, group: Sequence[_Ready], before: Sequence[_Ready], config: EvaluationConfig
+) -> dict[str, dict[int, _Ready]]:
+    """For each baseline, place in the group -> what is asked."""
+    found: dict[str, dict[int, _Ready]] = {}
+    if config.blank:
+        blank = blank_image(answerer.loaded)
+        found[BLANK] = {
+            place: replace(each, prompt=blanked(each.prompt, blank), answered=blanked(each.answered, blank))
+            for place, each in enumerate(group)
+        }
+    if config.shuffled:
+        questions, earlier = [each.question for each in group], [each.question for each in before]
+        found[SHUFFLED] = {}
+        for place, question in enumerate(questions):
+            others = (*questions[place + 1 :], *questions[:place], *earlier)
+            if (other := with_images_of_another(question, others)) is not None:
+                with contextlib.suppress(ValueError):  # Tiles of another image may make it too long.
+                    found[SHUFFLED][place] = _prepared(answerer, other)
+    return found
+
+
+def _outcomes(answerer: Answerer, group: Sequence[_Ready], config: EvaluationConfig) -> list[Outcome]:
     answers = answerer.answer([each.prompt for each in group])
     measured = losses(answerer, [(each.answered, each.supervised) for each in group]) if config.loss else None
     outcomes = []
@@ -183,19 +220,6 @@ def _outcomes(answerer: Answerer, group: Sequence[_Ready], config: EvaluationCon
             result = replace(result, loss=measured[place], tokens=int(each.supervised.sum()))
         outcomes.append((answer, result))
     return outcomes
-
-
-def blank_image(loaded: LoadedModel) -> np.ndarray:
-    """Return the image that shows nothing: u8[H, W, 3] in the mean colour of the encoder's normalisation."""
-    if not isinstance(loaded.config, MultimodalConfig):
-        return np.zeros((0, 0, 3), np.uint8)
-    encoder = loaded.config.encoder
-    colour = np.rint(np.array(encoder.pixel_mean) * 255).astype(np.uint8)
-    return np.broadcast_to(colour, (*encoder.image_size, 3))
-
-
-def _blanked(prompt: Prompt, blank: np.ndarray) -> Prompt:
-    return replace(prompt, images=tuple(np.broadcast_to(blank, image.shape) for image in prompt.images))
 
 
 def _outcome(answer: Answer, result: Result) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float
 from data_pipelines.batch import Batch
 from mllm_jax.generation.answering import Answerer
 from mllm_jax.generation.decode import LanguageModel, applied, decoder_of, embed_prompts, image_shape, instructions_of
-from mllm_jax.generation.prompts import Prompt, pad_prompts
+from mllm_jax.generation.prompts import Prompt, bucket, pad_prompts
 from mllm_jax.models.parameters import Parameters
 
 
@@ -32,19 +32,26 @@ def losses(answerer: Answerer, answered: Sequence[tuple[Prompt, np.ndarray]]) ->
         supervised = np.zeros(batch.tokens.shape, bool)
         for row, index in enumerate(chosen):
             supervised[row, : len(prompts[row].tokens)] = answered[index][1]
-        rows = _row_losses(answerer.model, answerer.parameters, batch, supervised)
+        most = bucket(max(int(supervised.sum(axis=1).max()), 1))
+        rows = _row_losses(answerer.model, answerer.parameters, batch, supervised, most)
         found[chosen] = np.asarray(rows)[: len(chosen)]
     return found.tolist()
 
 
-@partial(jax.jit, static_argnames="model")
+@partial(jax.jit, static_argnames=("model", "most"))
 def _row_losses(
-    model: LanguageModel, parameters: Parameters, batch: Batch, supervised: Bool[Array, "B T"]
+    model: LanguageModel, parameters: Parameters, batch: Batch, supervised: Bool[Array, "B T"], most: int
 ) -> Float[Array, " B"]:
+    """The loss of every row, of which none has more than `most` supervised tokens; other places make no logits."""
     decoder, decoder_parameters = decoder_of(model, parameters)
     apply = applied(decoder, decoder_parameters)
     embeddings, positions, media = embed_prompts(model, parameters, batch)
     hidden, _ = apply(embeddings, batch.segment_ids, positions, media=media, answer_mask=batch.answer_mask)
-    log_probabilities = jax.nn.log_softmax(apply(hidden[:, :-1], method="logits"), axis=-1)
-    of_targets = jnp.take_along_axis(log_probabilities, batch.tokens[:, 1:, None], axis=-1)[..., 0]
-    return -jnp.sum(jnp.where(supervised[:, 1:], of_targets, 0.0), axis=-1)
+    chosen = jnp.argsort(~supervised[:, 1:], axis=1, stable=True)[:, :most]
+
+    def at_chosen(array: Array) -> Array:
+        return jnp.take_along_axis(array, chosen.reshape(*chosen.shape, *(1,) * (array.ndim - 2)), axis=1)
+
+    log_probabilities = jax.nn.log_softmax(apply(at_chosen(hidden[:, :-1]), method="logits"), axis=-1)
+    of_targets = jnp.take_along_axis(log_probabilities, at_chosen(batch.tokens[:, 1:])[..., None], axis=-1)[..., 0]
+    return -jnp.sum(jnp.where(at_chosen(supervised[:, 1:]), of_targets, 0.0), axis=-1)

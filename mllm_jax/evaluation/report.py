@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
+from mllm_jax.evaluation.baselines import HEADINGS
 from mllm_jax.evaluation.evaluate import Evaluation
 from mllm_jax.evaluation.metrics import BOX_THRESHOLD, Result, Total, total, total_by_kind
 
@@ -25,15 +26,15 @@ def scores_json(evaluation: Evaluation) -> dict[str, Any]:
     template = evaluation.loaded.chat_template
     transform = evaluation.loaded.image_transform
     config = evaluation.config
-    blank = [asked.blank_result for asked in evaluation.asked if asked.blank_result is not None]
+    baselines = {name: evaluation.results(name) for name in HEADINGS}
     return {
         "model": evaluation.loaded.source,
         "data": evaluation.data,
         "data_sha256": evaluation.data_hash,
         "questions": len(evaluation.asked),
         "skipped": dict(sorted(evaluation.skipped.items())),
-        "scores": _totals_json([asked.result for asked in evaluation.asked]),
-        "blank_scores": _totals_json(blank) if blank else None,
+        "scores": _totals_json(evaluation.results()),
+        **{f"{name}_scores": _totals_json(results) if results else None for name, results in baselines.items()},
         "chat_template": template.model_dump(mode="json") if template else None,
         "image_transform": transform.model_dump(mode="json") if transform else None,
         "decoding": {"method": "greedy", "max_new_tokens": config.max_new_tokens},
@@ -56,25 +57,26 @@ def write_report(evaluation: Evaluation, folder: str | Path) -> None:
 
 
 def scores_table(evaluation: Evaluation) -> Table:
-    """Return the scores of every kind beside those of the blank image."""
-    totals = _totals([asked.result for asked in evaluation.asked])
-    blank = _totals([asked.blank_result for asked in evaluation.asked if asked.blank_result is not None])
+    """Return the scores of every kind beside those of the baselines."""
+    totals = _totals(evaluation.results())
+    asked_too = {name: results for name in HEADINGS if (results := evaluation.results(name))}
+    baselines = {name: _by_kind_and_all(results) for name, results in asked_too.items()}
     has_boxes = any(each.overlap is not None for each in totals.values())
     has_losses = any(each.loss is not None for each in totals.values())
     table = Table(title=f"{evaluation.loaded.source} on {evaluation.data}", caption=_caption(evaluation))
     table.add_column("kind")
-    for heading in ("questions", "right", *(["right, blank image"] if blank else [])):
+    beside = [HEADINGS[name] for name in baselines]
+    headings = ["questions", "right", *(f"right, {name}" for name in beside)]
+    headings += ["IoU"] if has_boxes else []
+    headings += ["loss", *(f"loss, {name}" for name in beside)] if has_losses else []
+    for heading in headings:
         table.add_column(heading, justify="right")
-    for heading, shown in (("IoU", has_boxes), ("loss", has_losses), ("loss, blank image", has_losses and bool(blank))):
-        if shown:
-            table.add_column(heading, justify="right")
     for kind, each in totals.items():
-        other = blank.get(kind)
+        others = [found.get(kind) for found in baselines.values()]
         cells = [kind, str(each.questions), f"{each.accuracy:.1%}"]
-        cells += [f"{other.accuracy:.1%}"] if other else []
+        cells += [f"{other.accuracy:.1%}" if other else "" for other in others]
         cells += [_number(each.overlap)] if has_boxes else []
-        cells += [_number(each.loss)] if has_losses else []
-        cells += [_number(other.loss)] if has_losses and other else []
+        cells += [_number(total.loss if total else None) for total in (each, *others)] if has_losses else []
         table.add_row(*cells, style="bold" if kind == ALL else None)
     return table
 
@@ -86,15 +88,16 @@ def _caption(evaluation: Evaluation) -> str | None:
 
 
 def _totals(results: Sequence[Result]) -> dict[str, Total]:
-    if not results:
-        return {}
     by_kind = total_by_kind(results)
     return by_kind if len(by_kind) == 1 else by_kind | {ALL: total(results)}
 
 
 def _totals_json(results: Sequence[Result]) -> dict[str, Any]:
-    totals = total_by_kind(results) | {ALL: total(results)}
-    return {kind: {**asdict(each), "accuracy": each.accuracy} for kind, each in totals.items()}
+    return {kind: {**asdict(each), "accuracy": each.accuracy} for kind, each in _by_kind_and_all(results).items()}
+
+
+def _by_kind_and_all(results: Sequence[Result]) -> dict[str, Total]:
+    return total_by_kind(results) | {ALL: total(results)}
 
 
 def _number(value: float | None) -> str:

@@ -159,6 +159,31 @@ def test_captions_of_shards_are_scored_too(loaded: LoadedModel, tmp_path: Path) 
     assert evaluation.asked[0].result.loss > 0
 
 
+def test_a_question_is_asked_with_the_images_of_another_too(loaded: LoadedModel, tmp_path: Path) -> None:
+    """Both questions about image a are shown image b, and the one about b is shown a."""
+    path = write_data(tmp_path / "data", {})
+    asked = evaluate(loaded, path, EvaluationConfig(rows=2, max_new_tokens=4, blank=False, shuffled=True)).asked
+    (tmp_path / "exchanged").mkdir()
+    (tmp_path / "exchanged" / "a.png").write_bytes((tmp_path / "data/images/b.png").read_bytes())
+    (tmp_path / "exchanged" / "b.png").write_bytes((tmp_path / "data/images/a.png").read_bytes())
+    exchanged = evaluate(loaded, path, EvaluationConfig(rows=2, max_new_tokens=4), str(tmp_path / "exchanged"))
+    assert len(asked) == 3
+    for each, other in zip(asked, exchanged.asked, strict=True):
+        answer, result = each.baselines["shuffled"]
+        assert (answer.text, each.to_json()["shuffled"]["loss"]) == (other.answer.text, other.to_json()["loss"])
+        assert result.loss != each.result.loss
+
+
+def test_a_single_image_has_no_other(loaded: LoadedModel, tmp_path: Path) -> None:
+    image = write_image(tmp_path / "image.png").read_bytes()
+    write_shards([ImageText(image=image, caption="a red digit", extension="png")], tmp_path / "shards")
+    evaluation = evaluate(loaded, str(tmp_path / "shards"), EvaluationConfig(rows=4, max_new_tokens=4, shuffled=True))
+    assert scores_json(evaluation)["shuffled_scores"] is None
+    with (tmp_path / "table").open("w") as file:
+        Console(width=160, file=file).print(scores_table(evaluation))
+    assert "another image" not in (tmp_path / "table").read_text()
+
+
 def test_data_without_a_question_is_an_error(loaded: LoadedModel, tmp_path: Path) -> None:
     (tmp_path / "data.json").write_text("[1, 2]")
     with pytest.raises(ValueError, match="holds no question that can be asked: not_an_object 2"):
