@@ -86,9 +86,15 @@ def _add_model_verbs(verbs) -> None:
     )
     import_.add_argument("output", metavar="OUT", help="a folder that is not there yet")
 
-    export = _verb(verbs, "export", "write a model as a Hugging Face folder", _export)
+    export = _verb(verbs, "export", "write a model as a Hugging Face folder, or as this project's own", _export)
     export.add_argument("model", metavar="RUN_OR_CHECKPOINT", help=what_is_model + ", or one checkpoint of a run")
     export.add_argument("output", metavar="HF_FOLDER", help="a folder that is not there yet")
+    export.add_argument(
+        "--format",
+        choices=("hugging_face", "mllm"),
+        default="hugging_face",
+        help="mllm is this project's own folder, for models that transformers has no class for (default: %(default)s)",
+    )
     export.add_argument(
         "--connector-only", action="store_true", help="the connector's weights alone, as an OpenFlamingo checkpoint"
     )
@@ -207,15 +213,19 @@ def _import(options: argparse.Namespace) -> None:
 def _export(options: argparse.Namespace) -> None:
     from mllm_jax.interop.connector_weights import export_connector
     from mllm_jax.interop.export import export
+    from mllm_jax.interop.own_export import export_own
     from mllm_jax.interop.peft_adapter import export_adapter
 
+    chosen = ["--connector-only"] * options.connector_only + ["--adapter"] * (options.adapter is not None)
+    chosen += ["--format mllm"] * (options.format == "mllm")
+    if len(chosen) > 1:
+        raise ValueError(f"{' and '.join(chosen)}: give one of them")
     if options.adapter is not None:
-        if options.connector_only:
-            raise ValueError("--adapter and --connector-only: give one of them")
         export_adapter(options.model, options.output, options.adapter, dtype=options.dtype)
         print(f"exported {options.model} to {options.output} and its adapters to {options.adapter}")
         return
-    (export_connector if options.connector_only else export)(_load(options.model), options.output, dtype=options.dtype)
+    write = export_own if options.format == "mllm" else export_connector if options.connector_only else export
+    write(_load(options.model), options.output, dtype=options.dtype)
     print(f"exported {options.model} to {options.output}")
 
 

@@ -14,7 +14,7 @@ from data_pipelines.transforms.jinja import jinja, question_jinja
 from data_pipelines.transforms.templates import ChatTemplate, ImageFormat, Special
 from mllm_jax.interop.equivalents import exportable
 from mllm_jax.interop.families.composite import MultimodalFamily
-from mllm_jax.interop.families.family import Family
+from mllm_jax.interop.families.family import Family, FamilyError
 from mllm_jax.interop.imported_folder import new_folder
 from mllm_jax.interop.instruction_tokenizer import instruction_tokenizer_files
 from mllm_jax.interop.model_folder import LoadedModel
@@ -42,9 +42,13 @@ def export(loaded: LoadedModel, folder: str | Path, dtype: Any = None, shard_byt
 
     Raises:
         FileExistsError: the folder is there already.
-        ValueError: transformers has no model, tokenizer or image processor that does the same; the message says why.
+        FamilyError: transformers has no model that does the same; the message says why.
+        ValueError: it has no tokenizer or image processor that does.
     """
-    family, loaded = exportable(loaded)
+    try:
+        family, loaded = exportable(loaded)
+    except FamilyError as error:
+        raise FamilyError(f"{error} `mllm export --format mllm` writes any model as this project's folder.") from error
     files = _files(loaded, family, dtype)
     with new_folder(Path(folder)) as partial:
         for name, content in files.items():
