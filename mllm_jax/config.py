@@ -142,5 +142,13 @@ def run_schema() -> str:
         "type": "string",
         "description": "Another run file whose values this one changes.",
     }
+    schema["properties"]["variants"] = {
+        "type": "object",
+        "description": "By a name, changes of this run file (which may extend another file).",
+    }
+    schema["properties"]["variant"] = {
+        "type": "string",
+        "description": "The variant that is run; none: the file itself.",
+    }
     schema["required"] = []
     return json.dumps(schema, indent=2)

@@ -1,4 +1,5 @@
-"""Reads a run file: YAML, `extends:`, and `key.path=value` overrides, remembering where each value was written."""
+"""Reads a run file: YAML, `extends:`, `variants:`, and `key.path=value` overrides, remembering where each value was
+written."""
 
 import copy
 import re
@@ -48,13 +49,19 @@ _COLLECTION_TAGS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
 
 
 def read_run_file(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> RawRun:
-    """Reads `path`, what it extends, and the command line's overrides, in this order of increasing weight.
+    """Reads what `path` extends, `path`, the variant that is chosen, and the command line's overrides, in this order of
+    increasing weight.
 
     Raises:
-        RunFileError: a file that is missing or not YAML, a duplicate key, a circular `extends`, a malformed override.
+        RunFileError: a file that is missing or not YAML, a duplicate key, a circular `extends`, a variant that is not
+            there, a malformed override.
     """
     values, origins = _read_extended(Path(path), chain=())
-    for override in overrides:
+    chosen = [override for override in overrides if override.startswith("variant=")]
+    for override in chosen:
+        _apply_override(values, origins, override)
+    _apply_variant(values, origins)
+    for override in (override for override in overrides if override not in chosen):
         _apply_override(values, origins, override)
     return RawRun(Path(path), values, origins)
 
@@ -65,6 +72,14 @@ def _read_extended(path: Path, chain: tuple[Path, ...]) -> tuple[dict[str, Any],
         names = " -> ".join(str(p) for p in (*chain, resolved))
         raise RunFileError(f"{path}: `extends` goes round in a circle: {names}")
     values, origins = _read_yaml(path)
+    _extend_variants(values, origins, path, (*chain, resolved))
+    return _over_base(values, origins, path, (*chain, resolved))
+
+
+def _over_base(
+    values: dict[str, Any], origins: dict[KeyPath, str], path: Path, chain: tuple[Path, ...]
+) -> tuple[dict[str, Any], dict[KeyPath, str]]:
+    """Values written in `path` over those of the file that their `extends` names."""
     base = values.pop("extends", None)
     if base is None:
         return values, origins
@@ -73,9 +88,37 @@ def _read_extended(path: Path, chain: tuple[Path, ...]) -> tuple[dict[str, Any],
     base_path = path.parent / base
     if not base_path.is_file():
         raise RunFileError(f"{origins[('extends',)]}: extends: there is no file {base_path}")
-    base_values, base_origins = _read_extended(base_path, (*chain, resolved))
+    base_values, base_origins = _read_extended(base_path, chain)
     _merge(base_values, values, (), base_origins, origins)
     return base_values, base_origins
+
+
+def _extend_variants(values: dict[str, Any], origins: dict[KeyPath, str], path: Path, chain: tuple[Path, ...]) -> None:
+    """Writes out what the variants of one file extend."""
+    variants = values.get("variants", {})
+    if not (isinstance(variants, dict) and all(isinstance(variant, dict) for variant in variants.values())):
+        raise RunFileError(
+            f"{origins[('variants',)]}: variants: expected a mapping of names to changes of this file, such as "
+            "{tiny: {stages: {align: {steps: 10}}}}"
+        )
+    for name, variant in variants.items():
+        key = ("variants", name)
+        own = {place[2:]: line for place, line in origins.items() if place[:2] == key}
+        variants[name], own = _over_base(variant, own, path, chain)
+        origins.update({(*key, *place): line for place, line in own.items()})
+
+
+def _apply_variant(values: dict[str, Any], origins: dict[KeyPath, str]) -> None:
+    """Lays the chosen variant over the values; neither the variants nor the choice stays among them."""
+    variants, chosen = values.pop("variants", {}), values.pop("variant", None)
+    if chosen is None:
+        return
+    if chosen not in variants:
+        known = ", ".join(variants) or "none"
+        raise RunFileError(f"{origins[('variant',)]}: variant: found {chosen!r}; this run file has: {known}")
+    key = ("variants", chosen)
+    written = {place[2:]: line for place, line in origins.items() if place[:2] == key and len(place) > 2}
+    _merge(values, variants[chosen], (), origins, written)
 
 
 def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[KeyPath, str]]:

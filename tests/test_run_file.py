@@ -67,3 +67,47 @@ def test_a_wrong_file_is_told_what_and_where(write, text, overrides, message):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(RunFileError, match="there is no such run file"):
         read_run_file(tmp_path / "run.yaml")
+
+
+VARIANTS = """
+stages: [{name: align, steps: 5, rows: 2}]
+variants:
+  tiny: {extends: small.yaml, stages: {align: {steps: 3}}}
+  long: {stages: {align: {steps: 50}}}
+"""
+
+
+def test_a_variant_lies_over_the_file_and_under_the_command_line(write):
+    write("small.yaml", "width: 4\nstages:\n  align: {steps: 1, rows: 1}\n")
+    path = write("run.yaml", VARIANTS)
+
+    raw = read_run_file(path, ["stages.align.rows=7", "variant=tiny"])
+
+    assert raw.values == {"stages": [{"name": "align", "steps": 3, "rows": 7}], "width": 4}
+    assert raw.origin(("stages", 0, "steps")).endswith("run.yaml:4")
+    assert raw.origin(("width",)).endswith("small.yaml:1")
+    assert read_run_file(path).values == {"stages": [{"name": "align", "steps": 5, "rows": 2}]}
+
+
+def test_a_file_inherits_variants_changes_them_and_may_choose_one(write):
+    write("small.yaml", "width: 4\nstages:\n  align: {rows: 1}\n")
+    write("base.yaml", VARIANTS)
+    path = write("run.yaml", "extends: base.yaml\nvariant: tiny\nvariants:\n  tiny: {stages: {align: {rows: 9}}}\n")
+
+    assert read_run_file(path).values == {"stages": [{"name": "align", "steps": 3, "rows": 9}], "width": 4}
+    assert read_run_file(path, ["variant=long"]).values["stages"][0]["steps"] == 50
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "message"),
+    [
+        (VARIANTS, ["variant=tinny"], "command line: variant: found 'tinny'; this run file has: tiny, long"),
+        ("variant: tiny\n", [], "run.yaml:1: variant: found 'tiny'; this run file has: none"),
+        ("variants: {tiny: 3}\n", [], "run.yaml:1: variants: expected a mapping of names to changes"),
+        ("variants: {tiny: {extends: run.yaml}}\n", [], "goes round in a circle"),
+    ],
+)
+def test_a_wrong_variant_is_told_what_and_where(write, text, overrides, message):
+    write("small.yaml", "width: 4\n")
+    with pytest.raises(RunFileError, match=message):
+        read_run_file(write("run.yaml", text), overrides)

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import jax
-
 from data_pipelines.loader import LoadedBatch
 from data_pipelines.quota import Tally
 from mllm_jax.checkpoint.checkpointer import Checkpointer
@@ -57,7 +55,7 @@ def run_loop(parts: LoopParts, state: TrainState, start: int) -> tuple[TrainStat
     A stage that was told to stop has saved its last step when this returns.
 
     Raises:
-        FrozenChangedError: the first step changed a frozen parameter.
+        FrozenChangedError: the first step, or a later one, changed a frozen parameter.
         QuotaExceededError: too much of the data is bad.
     """
     rhythm, meter = parts.rhythm, parts.meter
@@ -83,5 +81,5 @@ def run_loop(parts: LoopParts, state: TrainState, start: int) -> tuple[TrainStat
         if stopping and step < rhythm.steps:
             break
     parts.checkpointer.wait()
-    jax.block_until_ready(state.step)
+    check_unchanged(frozen_before, fingerprint(state.frozen))
     return state, saved == rhythm.steps
