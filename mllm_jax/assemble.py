@@ -1,6 +1,7 @@
 """From a validated run file to what training works with: model, tokenizer, parameters, streams."""
 
 import logging
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from data_pipelines.tokenizer import IMAGE_TOKEN, Tokenizer, load_tokenizer
 from data_pipelines.transforms.chat_template import render
 from data_pipelines.transforms.image import ImageTransformConfig, decode_image
 from data_pipelines.transforms.instructions import InstructionEncoder, instructed
+from data_pipelines.transforms.pairs import CaptionEncoder, render_pair
 from data_pipelines.transforms.template_check import check_template
 from data_pipelines.transforms.templates import TEMPLATES, ChatTemplate
 from data_pipelines.transforms.tile_marks import marked, tile_tokens
@@ -34,6 +36,7 @@ from mllm_jax.models.fused import encoder_parts
 from mllm_jax.models.multimodal import MultimodalConfig, slot_features, tile_features
 from mllm_jax.models.parameters import abstract_parameters, init_parameters
 from mllm_jax.models.vit import ViTConfig
+from mllm_jax.pair_texts import caption_encoders
 from mllm_jax.parallel.mesh import make_mesh
 from mllm_jax.parallel.processes import is_first_process, start_processes
 from mllm_jax.parallel.rules import ParameterTree
@@ -90,6 +93,7 @@ def make_ingredients(config: RunConfig) -> Ingredients:
     if config.model.connector_weights is not None:
         check_connector_weights(config.model.connector_weights, model, tokenizer.vocabulary_size)
     instructions = _instruction_encoder(config.model, model)
+    captions = caption_encoders(config.stages, model, instructions.tokenizer if instructions else None)
     description = ModelDescription(
         model=model,
         chat_template=TEMPLATES[config.model.chat_template],
@@ -99,7 +103,7 @@ def make_ingredients(config: RunConfig) -> Ingredients:
         model=model,
         precision=config.model.precision,
         initial_parameters=partial(_initial_parameters, config, model),
-        open_feed=partial(_open_feed, config, model, tokenizer, instructions),
+        open_feed=partial(_open_feed, config, model, tokenizer, instructions, captions),
         run={"model": description.model_dump(mode="json"), "run_file": config.model_dump(mode="json")},
         tokenizer_files=with_instruction_tokenizer(
             tokenizer.files(), instructions.tokenizer.files() if instructions else {}
@@ -179,30 +183,57 @@ def _open_feed(
     model: MultimodalConfig,
     tokenizer: Tokenizer,
     instructions: InstructionEncoder | None,
+    captions: Mapping[str, CaptionEncoder],
     request: FeedRequest,
 ) -> Loader:
     stage, data = request.stage, config.data
     validation = request.split == "validation"
     mixture = stage.validation.mixture if validation and stage.validation else stage.mixture
-    tokens = slot_features(model)
-    transform = ImageTransformConfig.model_validate(config.model.image_transform)
-    template, marks = marked(TEMPLATES[stage.template or config.model.chat_template], model.tiling, tokenizer)
-    tiled = TiledImages(model.tiling, transform, tile_features(model), Storage(), marks) if model.tiling else None
-    laid_out = tiled.layout if tiled else tokens
+    if stage.name in captions:
+        preparation = _prepared_pairs(config.model, captions[stage.name])
+    else:
+        preparation = _prepared_conversations(config.model, model, tokenizer, instructions, stage.template)
     return Loader(
         config=data.stream(mixture=mixture, row_length=stage.row_length, images_per_row=stage.images_per_row),
         sources=data.sources,
-        preparation=Preparation(
-            render=lambda record: instructed(render(record, template, tokenizer, laid_out), record, instructions),
-            decode=lambda data: decode_image(data, transform),
-            image_tokens=tokens,
-            image_size=transform.size,
-            tiled=tiled,
-            instruction_tokens=instructions.length if instructions else 0,
-        ),
+        preparation=preparation,
         rows=stage.rows,
         sharding=request.sharding,
         position=request.position,
         prefetch=data.prefetch,
         threads=data.threads,
+    )
+
+
+def _prepared_pairs(choice: ModelChoice, encode: CaptionEncoder) -> Preparation:
+    """Images beside their texts; no template and no decoder has a part in it."""
+    transform = ImageTransformConfig.model_validate(choice.image_transform)
+    return Preparation(
+        render=lambda record: render_pair(record, encode),
+        decode=lambda data: decode_image(data, transform),
+        image_tokens=0,
+        image_size=transform.size,
+    )
+
+
+def _prepared_conversations(
+    choice: ModelChoice,
+    model: MultimodalConfig,
+    tokenizer: Tokenizer,
+    instructions: InstructionEncoder | None,
+    named: str | None,
+) -> Preparation:
+    """Conversations as a chat template writes them; `named` is the stage's, None: the model's."""
+    tokens = slot_features(model)
+    transform = ImageTransformConfig.model_validate(choice.image_transform)
+    template, marks = marked(TEMPLATES[named or choice.chat_template], model.tiling, tokenizer)
+    tiled = TiledImages(model.tiling, transform, tile_features(model), Storage(), marks) if model.tiling else None
+    laid_out = tiled.layout if tiled else tokens
+    return Preparation(
+        render=lambda record: instructed(render(record, template, tokenizer, laid_out), record, instructions),
+        decode=lambda data: decode_image(data, transform),
+        image_tokens=tokens,
+        image_size=transform.size,
+        tiled=tiled,
+        instruction_tokens=instructions.length if instructions else 0,
     )

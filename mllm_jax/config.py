@@ -22,6 +22,7 @@ from mllm_jax.parallel.mesh import MeshConfig
 from mllm_jax.parallel.processes import ProcessConfig
 from mllm_jax.run_file import KeyPath, RunFileError, format_key, read_run_file
 from mllm_jax.training.metrics import LoggingConfig
+from mllm_jax.training.objectives.q_former import QFormerObjectiveConfig
 from mllm_jax.training.stages import StageConfig
 
 
@@ -120,6 +121,12 @@ def _path_problems(run: RunConfig) -> Iterator[tuple[KeyPath, str]]:
                 local_folder(path)
             except FileNotFoundError as error:
                 yield ("model", name), str(error)
+    for index, stage in enumerate(run.stages):
+        if isinstance(stage.objective, QFormerObjectiveConfig) and stage.objective.text is not None:
+            try:
+                local_folder(stage.objective.text.tokenizer)
+            except FileNotFoundError as error:
+                yield ("stages", index, "objective", "text", "tokenizer"), str(error)
     storage = Storage()
     used = {source for stage in run.stages for mixture in stage.mixtures().values() for source in mixture}
     for name, source in run.data.sources.items():

@@ -15,6 +15,13 @@ from data_pipelines.rendered import RenderedRecord
 from data_pipelines.tokenizer import Tokenizer
 
 
+def around(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """The ids before and after a text that stands alone."""
+    named = tokenizer.surrounds
+    first, last = ([tokenizer.special_id(named[role])] if role in named else [] for role in ("cls_token", "sep_token"))
+    return first, last
+
+
 @dataclass(frozen=True)
 class InstructionEncoder:
     """Text to what the connector reads: the tokenizer's first token, the end of the text, its last token."""
@@ -25,10 +32,7 @@ class InstructionEncoder:
 
     def __call__(self, text: str) -> np.ndarray:
         """i32[s], s at most `length`."""
-        around = self.tokenizer.surrounds
-        first, last = (
-            [self.tokenizer.special_id(around[role])] if role in around else [] for role in ("cls_token", "sep_token")
-        )
+        first, last = around(self.tokenizer)
         ids = self.tokenizer.encode(text, start=True)
         kept = ids[max(0, len(first) + len(ids) + len(last) - self.length) :]
         return np.array([*first, *kept, *last], np.int32)

@@ -30,21 +30,26 @@ def _boxed(config: ModelConfig, param_dtype: Any, key: jax.Array) -> Parameters:
 @partial(jax.jit, static_argnums=(0, 2))
 def init_parameters(config: ModelConfig, key: jax.Array, param_dtype: Any = jnp.float32) -> Parameters:
     """Random parameters. Wrap it in a `jax.jit` with `out_shardings` to make them where they belong."""
-    return _unboxed(_boxed(config, param_dtype, key))
+    return unboxed(_boxed(config, param_dtype, key))
 
 
 def abstract_parameters(config: ModelConfig, param_dtype: Any = jnp.float32) -> Parameters:
     """The same tree with a `jax.ShapeDtypeStruct` for every leaf; nothing is computed."""
-    return _unboxed(jax.eval_shape(partial(_boxed, config, param_dtype), jax.random.key(0)))
+    return unboxed(jax.eval_shape(partial(_boxed, config, param_dtype), jax.random.key(0)))
 
 
 def logical_axes(config: ModelConfig) -> Parameters:
     """The same tree with a tuple of logical axis names for every leaf, one (or None) an axis."""
-    boxed = jax.eval_shape(partial(_boxed, config, jnp.float32), jax.random.key(0))
+    return axes_of(jax.eval_shape(partial(_boxed, config, jnp.float32), jax.random.key(0)))
+
+
+def axes_of(boxed: Parameters) -> Parameters:
+    """The logical axis names of what a module's `init` makes."""
     return jax.tree.map(lambda box: tuple(box.names), boxed, is_leaf=_is_box)
 
 
-def _unboxed(tree: Parameters) -> Parameters:
+def unboxed(tree: Parameters) -> Parameters:
+    """The leaves of what a module's `init` makes."""
     # Not nn.unbox: it would put a sharding constraint on names that only a rule table can resolve.
     return jax.tree.map(lambda box: box.value, tree, is_leaf=_is_box)
 

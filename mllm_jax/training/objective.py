@@ -15,6 +15,10 @@ from mllm_jax.models.layers.low_rank import Adapters
 from mllm_jax.parallel.rules import ParameterTree
 
 
+class ObjectiveError(ValueError):
+    """An objective that a stage or a model cannot have; the message begins with the key."""
+
+
 class Losses(NamedTuple):
     """Sums over the examples of a batch, or of a part of one."""
 
@@ -62,6 +66,11 @@ class Objective:
     weighed: Callable[[Batch], Batch] = _as_it_is
     """What becomes of the loss weights of the global batch before anything else."""
     own: OwnParameters = OwnParameters()
+    reads: Callable[[str], bool] = lambda path: True
+    """Whether the losses depend on a parameter of the model, by its path. What they do not depend on stays as it is,
+    even where a stage's `trainable` chooses it: no weight decay wears it away."""
+    one_pass: bool = True
+    """Whether a step is one pass of the whole model over the batch, whose operations can be counted."""
 
     def __call__(self, parameters: ParameterTree, batch: Batch, key: Array | None = None) -> Float[Array, ""]:
         """The sum of loss times weight."""

@@ -23,8 +23,9 @@ from mllm_jax.parallel.rules import (
 )
 from mllm_jax.training.ingredients import Ingredients
 from mllm_jax.training.metrics import LoggingConfig
-from mllm_jax.training.objective import Objective, OwnParameters, StageModel
+from mllm_jax.training.objective import Objective, ObjectiveError, OwnParameters, StageModel
 from mllm_jax.training.objectives.choice import make_objective
+from mllm_jax.training.objectives.pairs import PairsConfig
 from mllm_jax.training.optimizers import make_optimizer
 from mllm_jax.training.patterns import PatternError, choose
 from mllm_jax.training.rate_groups import Rates, make_rates
@@ -103,7 +104,7 @@ def plan_stages(configs: Sequence[StageConfig], run: Run) -> list[Stage]:
         problems += [f"{place}: {problem}" for problem in _position_problems(config, model.decoder)]
         try:
             stages.append(_plan_stage(index, config, run, parameters, axes))
-        except PatternError as error:
+        except (PatternError, ObjectiveError) as error:
             problems.append(f"{place}: {error}")
     if problems:
         raise StageError("\n".join(problems))
@@ -126,7 +127,10 @@ def _row_problems(config: StageConfig, mesh: Mesh) -> list[str]:
 
 def _position_problems(config: StageConfig, decoder: DecoderConfig) -> list[str]:
     """A position outside a table has no embedding, and packing may give a whole row to one segment."""
-    if decoder.positions != "learned" or config.row_length <= decoder.max_positions:
+    # The texts of pairs begin anew at every image, and are checked by their own length.
+    if decoder.positions != "learned" or isinstance(config.objective, PairsConfig):
+        return []
+    if config.row_length <= decoder.max_positions:
         return []
     return [
         f"row_length: found {config.row_length}, expected at most {decoder.max_positions}, for as many tokens has the "
@@ -144,6 +148,7 @@ def _plan_stage(index: int, config: StageConfig, run: Run, parameters: Parameter
     parameters, axes = with_abstract_adapters(adapters, parameters, axes)
     staged = StageModel(model, adapters, parameters, axes, trainable)
     objective = make_objective(staged, config.objective)
+    trainable = _read(trainable, adapters, objective, config)
     parameters, axes = _with_own(objective.own, parameters, axes)
     trainable = (*trainable, *(sorted(objective.own.paths()) if objective.own.train else ()))
     rates = make_rates(config.schedule, config.groups, config.steps, split(parameters, trainable)[0], axes)
@@ -185,6 +190,19 @@ def _trainable(config: StageConfig, parameters: ParameterTree) -> tuple[str, ...
         return tuple(sorted(choose(config.trainable, flatten_dict(parameters, sep="/"))))
     except PatternError as error:
         raise PatternError(f"trainable: {error}") from None
+
+
+def _read(trainable: tuple[str, ...], adapters: Adapters, objective: Objective, config: StageConfig) -> tuple[str, ...]:
+    """What trains of the chosen parameters: those that the losses depend on."""
+    kind = config.objective.kind
+    idle = sorted(path for path in adapters if not objective.reads(f"{path}/kernel"))
+    if idle:
+        raise PatternError(f"adapters: {idle[0]} has an adapter, but no loss of objective {kind!r} depends on it.")
+    read = tuple(path for path in trainable if objective.reads(path))
+    if not read:
+        chosen = ", ".join(config.trainable)
+        raise PatternError(f"trainable: {chosen} chooses nothing that a loss of objective {kind!r} depends on.")
+    return read
 
 
 def chosen_adapters(configs: Mapping[str, LowRankConfig], maps: Collection[str]) -> Adapters:

@@ -27,10 +27,10 @@ class RateMeter:
     host and the host never runs more than one step ahead.
     """
 
-    def __init__(self, cost: StepCost, peak: float | None, clock: Callable[[], float] = time.monotonic):
+    def __init__(self, cost: StepCost | None, peak: float | None, clock: Callable[[], float] = time.monotonic):
         """
         Args:
-            cost: FLOPs of a step.
+            cost: FLOPs of a step; None where not known.
             peak: FLOP/s of all devices together, None where not known.
             clock: seconds; another one for tests.
         """
@@ -87,13 +87,11 @@ class RateMeter:
         records, skipped = self._read_by_all()
         totals, seconds = self._totals, max(self._clock() - self._since - self._excluded, 1e-9)
         places = max(totals["token_places"], 1.0)
-        flops = self._cost.flops(totals["tokens"], totals["images"], totals["attended"]) / seconds
         values |= {
             "supervised_share": totals["supervised_tokens"] / places,
             "padding_share": 1.0 - totals["tokens"] / places,
             "images_per_second": totals["images"] / seconds,
             "tokens_per_second": totals["tokens"] / seconds,
-            "model_flops_per_second": flops,
             "seconds_per_step": seconds / max(self._steps, 1),
             "records": records,
             "skipped_records": skipped.total(),
@@ -101,8 +99,9 @@ class RateMeter:
             "data_wait_share": min(self._waited / seconds, 1.0),
         }
         values |= {f"skipped_{cause}": count for cause, count in sorted(skipped.items())}
-        if self._peak is not None:
-            values["mfu"] = flops / self._peak
+        if self._cost is not None:
+            flops = self._cost.flops(totals["tokens"], totals["images"], totals["attended"]) / seconds
+            values |= {"model_flops_per_second": flops} | ({"mfu": flops / self._peak} if self._peak else {})
         self._restart()
         return values
 

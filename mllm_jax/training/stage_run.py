@@ -198,7 +198,8 @@ def _check_quota(feed: Feed, tally: Tally) -> None:
 
 def _meter(stage: Stage, run: Run) -> RateMeter:
     trainable = flatten_dict(stage.abstract.trainable, sep="/")
-    cost = step_cost(run.ingredients.model, stage.abstract_parameters(), trainable)
+    parameters = stage.abstract_parameters()
+    cost = step_cost(run.ingredients.model, parameters, trainable) if stage.objective.one_pass else None
     return RateMeter(cost, mesh_peak(list(run.mesh.devices.flat)))
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax.numpy as jnp
 from beartype import beartype
-from jaxtyping import Array, Bool, Float, Int, jaxtyped
+from jaxtyping import Array, Bool, Float, Float32, Int, jaxtyped
 from pydantic import Field, model_validator
 
 from data_pipelines.config_class import Config
@@ -90,13 +90,15 @@ class QFormerLayer(nn.Module):
     @nn.compact
     @jaxtyped(typechecker=beartype)
     def __call__(
-        self, hidden: Float[Array, "B T D"], features: Float[Array, "B P E"], mask: Bool[Array, "B 1 T T"] | None
+        self, hidden: Float[Array, "B T D"], features: Float[Array, "B P E"] | None, mask: Bool[Array, "B 1 T T"] | None
     ) -> Float[Array, "B T D"]:
-        """`hidden` is the queries, then the text; `T = Q + S`."""
+        """`hidden` is the queries, then the text, `T = Q + S`; without features the text alone."""
         config, formats = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}
         heads = (config.heads, config.heads, config.width // config.heads)
         attention = SelfAttention(*heads, bias=True, name="attention", **formats)
         hidden = self._normed("attention_norm", hidden + attention(hidden, mask)[0])
+        if features is None:
+            return nn.with_logical_constraint(self._fed_forward("text_feed_forward", hidden), HIDDEN_AXES)
         queries, text = hidden[:, : config.queries], hidden[:, config.queries :]
         if self.reads_features:
             cross_attention = CrossAttention(*heads, bias=True, name="cross_attention", **formats)
@@ -129,7 +131,7 @@ class QFormerBlock(nn.Module):
         self,
         hidden: Float[Array, "B T D"],
         block: Int[Array, ""],
-        features: Float[Array, "B P E"],
+        features: Float[Array, "B P E"] | None,
         mask: Bool[Array, "B 1 T T"] | None,
     ) -> tuple[Float[Array, "B T D"], None]:
         for place in range(self.config.cross_attention_every):
@@ -145,46 +147,65 @@ class QFormer(nn.Module):
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
+    def setup(self):
+        config, formats = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        initializer = named(nn.initializers.normal(0.02), None, "embed")
+        self.queries = self.param("queries", initializer, (config.queries, config.width), self.param_dtype)
+        self.query_norm = layer_norm(config.norm_epsilon, **formats)
+        if config.text is not None:
+            self.token_embedding = TokenEmbedding(config.text.vocab_size, config.width, **formats)
+            self.position_embedding = PositionEmbedding(config.text.max_positions, 0, **formats)
+
     @nn.compact
     @jaxtyped(typechecker=beartype)
     def __call__(
         self,
-        features: Float[Array, "B P E"],
+        features: Float[Array, "B P E"] | None,
         text: Int[Array, "B S"] | None = None,
         mask: Bool[Array, "B 1 T T"] | None = None,
     ) -> Float[Array, "B T D"]:
         """The states of the queries, then those of the text.
 
         Args:
-            features: of an image.
+            features: of an image; None: there is none, and the text stands alone.
             text: token ids, negative where there is none; None where the config has no text.
             mask: what each of queries and text may see of both; None: everything.
         """
         config, formats = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        initializer = named(nn.initializers.normal(0.02), None, "embed")
-        learned = self.param("queries", initializer, (config.queries, config.width), self.param_dtype)
-        hidden = jnp.broadcast_to(learned.astype(self.dtype), (len(features), config.queries, config.width))
+        hidden = [] if features is None else [self._learned(len(features))]
         if config.text is not None:
             if text is None:
                 raise ValueError("a Q-Former with text was given none: hand it the batch's instructions")
-            hidden = jnp.concatenate([hidden, self._embedded(text, config.text)], axis=1)
-        hidden = layer_norm(config.norm_epsilon, name="query_norm", **formats)(hidden)
+            hidden.append(self._embedded(text))
         repeated = config.layers // config.cross_attention_every
         blocks = run_stack(self, QFormerBlock, {"config": config, **formats}, config.stack, repeated, depth=repeated)
-        return blocks(hidden, features.astype(self.dtype), mask)
+        features = None if features is None else features.astype(self.dtype)
+        return blocks(self.query_norm(jnp.concatenate(hidden, axis=1)), features, mask)
 
-    def _embedded(self, text: Int[Array, "B S"], config: QFormerTextConfig) -> Float[Array, "B S D"]:
-        formats = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        words = TokenEmbedding(config.vocab_size, self.config.width, name="token_embedding", **formats)
-        positions = PositionEmbedding(config.max_positions, 0, name="position_embedding", **formats)
+    def text_logits(self, hidden: Float[Array, "B S D"]) -> Float32[Array, "B S V"]:
+        """Likenesses of states to the word embeddings."""
+        return self.token_embedding.logits(hidden)
+
+    def _learned(self, count: int) -> Float[Array, "B Q D"]:
+        return jnp.broadcast_to(self.queries.astype(self.dtype), (count, *self.queries.shape))
+
+    def _embedded(self, text: Int[Array, "B S"]) -> Float[Array, "B S D"]:
         places = jnp.broadcast_to(jnp.arange(text.shape[1]), text.shape)
-        return positions(words(jnp.maximum(text, 0)), places)
+        return self.position_embedding(self.token_embedding(jnp.maximum(text, 0)), places)
 
 
 def open_mask(queries: int, text: Int[Array, "B S"]) -> Bool[Array, "B 1 T T"]:
     """Everyone sees the queries and the text there is; nothing reads what comes of the places without text."""
     keys = jnp.concatenate([jnp.ones((len(text), queries), bool), text >= 0], axis=1)
     return jnp.broadcast_to(keys[:, None, None], (len(text), 1, keys.shape[1], keys.shape[1]))
+
+
+def causal_mask(queries: int, text: Int[Array, "B S"]) -> Bool[Array, "B 1 T T"]:
+    """Queries see queries alone; a text sees the queries and what of it stands before."""
+    rows, length = text.shape
+    keys, whole = jnp.concatenate([jnp.ones((rows, queries), bool), text >= 0], axis=1), queries + length
+    seen = jnp.tril(jnp.ones((whole, whole), bool)) | (jnp.arange(whole) < queries)
+    return (seen & keys[:, None])[:, None]
 
 
 class QFormerConnector(nn.Module):

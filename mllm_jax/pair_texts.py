@@ -1,0 +1,61 @@
+"""What reads the texts of stages that learn from pairs of an image and its text."""
+
+from collections.abc import Mapping, Sequence
+
+from data_pipelines.tokenizer import Tokenizer, load_tokenizer
+from data_pipelines.transforms.instructions import around
+from data_pipelines.transforms.pairs import CaptionEncoder
+from mllm_jax.interop.hub import local_folder
+from mllm_jax.models.multimodal import MultimodalConfig
+from mllm_jax.training.objectives.pairs import PairsConfig
+from mllm_jax.training.objectives.q_former import QFormerObjectiveConfig, begin_token, text_of
+from mllm_jax.training.stages import StageConfig
+
+
+def caption_encoders(
+    stages: Sequence[StageConfig], model: MultimodalConfig, instruction_tokenizer: Tokenizer | None
+) -> Mapping[str, CaptionEncoder]:
+    """By the name of every stage that learns from pairs, what makes tokens of their texts.
+
+    Args:
+        stages: of the run.
+        model: its architecture.
+        instruction_tokenizer: of the connector; None: it reads no text.
+
+    Raises:
+        ValueError: a tokenizer that cannot be read or does not fit the text side, with the place of the stage.
+    """
+    found: dict[str, CaptionEncoder] = {}
+    for index, stage in enumerate(stages):
+        if isinstance(stage.objective, PairsConfig):
+            try:
+                tokenizer = _q_former_tokenizer(stage.objective, model, instruction_tokenizer)
+            except (ValueError, OSError) as error:
+                raise ValueError(f"stages.{index} ({stage.name}): {error}") from error
+            found[stage.name] = CaptionEncoder(tokenizer, stage.objective.text_tokens)
+    return found
+
+
+def _q_former_tokenizer(
+    objective: QFormerObjectiveConfig, model: MultimodalConfig, connectors: Tokenizer | None
+) -> Tokenizer:
+    """The tokenizer of the text side, checked against it."""
+    text = text_of(objective, model.connector)
+    own = objective.text
+    key = "model.instruction_tokenizer" if own is None else "objective.text.tokenizer"
+    tokenizer = connectors if own is None else load_tokenizer(local_folder(own.tokenizer), added_tokens=())
+    assert tokenizer is not None  # A connector with text has one; the run file is checked for it.
+    if not all(around(tokenizer)):
+        raise ValueError(
+            f"{key}: the tokenizer has no tokens that stand before and after a text (cls_token, sep_token), of which "
+            "the first stands for the whole text and the last ends a caption; take one like BERT's"
+        )
+    begin, tokens = begin_token(objective, text), tokenizer.vocabulary_size
+    if tokens > text.vocab_size:
+        raise ValueError(f"{key}: it has {tokens} tokens, but the word embedding only {text.vocab_size} rows")
+    if begin < tokens and begin != tokenizer.bos_id:
+        raise ValueError(
+            f"{key}: it has {tokens} tokens, of which one has row {begin} of the {text.vocab_size} rows of the word "
+            f"embedding, with which a caption begins; set vocab_size to {tokens + 1} or more, or objective.begin_token"
+        )
+    return tokenizer
