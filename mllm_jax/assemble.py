@@ -93,7 +93,7 @@ def make_ingredients(config: RunConfig) -> Ingredients:
     if config.model.connector_weights is not None:
         check_connector_weights(config.model.connector_weights, model, tokenizer.vocabulary_size)
     instructions = _instruction_encoder(config.model, model)
-    captions = caption_encoders(config.stages, model, instructions.tokenizer if instructions else None)
+    captions = caption_encoders(config.stages, model, tokenizer, instructions.tokenizer if instructions else None)
     description = ModelDescription(
         model=model,
         chat_template=TEMPLATES[config.model.chat_template],

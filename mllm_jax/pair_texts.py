@@ -7,33 +7,51 @@ from data_pipelines.transforms.instructions import around
 from data_pipelines.transforms.pairs import CaptionEncoder
 from mllm_jax.interop.hub import local_folder
 from mllm_jax.models.multimodal import MultimodalConfig
-from mllm_jax.training.objectives.pairs import PairsConfig
+from mllm_jax.training.objectives.contrastive import ContrastiveObjectiveConfig
 from mllm_jax.training.objectives.q_former import QFormerObjectiveConfig, begin_token, text_of
 from mllm_jax.training.stages import StageConfig
 
 
 def caption_encoders(
-    stages: Sequence[StageConfig], model: MultimodalConfig, instruction_tokenizer: Tokenizer | None
+    stages: Sequence[StageConfig], model: MultimodalConfig, tokenizer: Tokenizer, connectors: Tokenizer | None
 ) -> Mapping[str, CaptionEncoder]:
     """By the name of every stage that learns from pairs, what makes tokens of their texts.
 
     Args:
         stages: of the run.
         model: its architecture.
-        instruction_tokenizer: of the connector; None: it reads no text.
+        tokenizer: of the decoder.
+        connectors: of the connector; None: it reads no text.
 
     Raises:
-        ValueError: a tokenizer that cannot be read or does not fit the text side, with the place of the stage.
+        ValueError: a tokenizer that cannot be read or does not fit what reads the texts, with the place of the stage.
     """
     found: dict[str, CaptionEncoder] = {}
     for index, stage in enumerate(stages):
-        if isinstance(stage.objective, PairsConfig):
-            try:
-                tokenizer = _q_former_tokenizer(stage.objective, model, instruction_tokenizer)
-            except (ValueError, OSError) as error:
-                raise ValueError(f"stages.{index} ({stage.name}): {error}") from error
-            found[stage.name] = CaptionEncoder(tokenizer, stage.objective.text_tokens)
+        try:
+            if isinstance(stage.objective, QFormerObjectiveConfig):
+                read_by = _q_former_tokenizer(stage.objective, model, connectors)
+                first, last = around(read_by)
+            elif isinstance(stage.objective, ContrastiveObjectiveConfig):
+                read_by = tokenizer
+                first, last = _around_of_decoder(tokenizer)
+            else:
+                continue
+        except (ValueError, OSError) as error:
+            raise ValueError(f"stages.{index} ({stage.name}): {error}") from error
+        found[stage.name] = CaptionEncoder(read_by, stage.objective.text_tokens, tuple(first), tuple(last))
     return found
+
+
+def _around_of_decoder(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """A start token, where the tokenizer begins texts with one, and the end token, which stands for the whole text."""
+    if tokenizer.eos_id is None:
+        raise ValueError(
+            "model.tokenizer: the tokenizer has no end token (eos_token), which stands for a text that is compared "
+            "with images; take one that has"
+        )
+    start = [] if tokenizer.bos_id is None or not tokenizer.starts_with_bos else [tokenizer.bos_id]
+    return start, [tokenizer.eos_id]
 
 
 def _q_former_tokenizer(

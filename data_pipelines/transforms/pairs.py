@@ -11,7 +11,6 @@ import numpy as np
 from data_pipelines.record import ImagePart, Record, TextPart
 from data_pipelines.rendered import ImageLayout, RenderedRecord, RenderError
 from data_pipelines.tokenizer import Tokenizer
-from data_pipelines.transforms.instructions import around
 
 BESIDE = ImageLayout(slots=1, index=np.zeros(0, np.int32))
 """An image of one slot that takes no token."""
@@ -19,17 +18,20 @@ BESIDE = ImageLayout(slots=1, index=np.zeros(0, np.int32))
 
 @dataclass(frozen=True)
 class CaptionEncoder:
-    """Text to the tokenizer's first token, the beginning of the text, its last token."""
+    """Text to its tokens, between those that stand before and after it."""
 
     tokenizer: Tokenizer
     length: int
-    """Longest text in tokens, both special tokens included; of a longer one the end is cut."""
+    """Longest text in tokens, those around it included; of a longer one the end is cut."""
+    first: tuple[int, ...]
+    """Before every text."""
+    last: tuple[int, ...]
+    """After it."""
 
     def __call__(self, text: str) -> np.ndarray:
         """i32[s], s at most `length`."""
-        first, last = around(self.tokenizer)
-        kept = self.tokenizer.encode(text, start=True)[: self.length - len(first) - len(last)]
-        return np.array([*first, *kept, *last], np.int32)
+        kept = self.tokenizer.encode(text, start=True)[: self.length - len(self.first) - len(self.last)]
+        return np.array([*self.first, *kept, *self.last], np.int32)
 
 
 def render_pair(record: Record, encode: CaptionEncoder) -> RenderedRecord:
@@ -46,7 +48,7 @@ def render_pair(record: Record, encode: CaptionEncoder) -> RenderedRecord:
         raise RenderError("no_caption", "no learned answer with text")
     tokens = encode(text)
     predicted = np.arange(len(tokens)) > 0
-    return RenderedRecord(record.key, tokens, predicted, predicted, (0,), images, (BESIDE,))
+    return RenderedRecord(record.key, tokens, predicted, np.zeros_like(predicted), (0,), images, (BESIDE,))
 
 
 def caption(record: Record) -> str:

@@ -4,6 +4,7 @@ M pairs; `valid` says which of their places hold one. Every text but an image's 
 every image, even where two of them are equal.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -47,6 +48,18 @@ def _found(logits: Float[Array, "M M"], valid: Bool[Array, " M"], smoothing: flo
     return mean_over(valid, normaliser - chosen)
 
 
+def sigmoid_loss(logits: Float[Array, "M M"], valid: Bool[Array, " M"]) -> Float[Array, ""]:
+    """The mean over images of the summed cross-entropy of telling, for every text, whether it is theirs.
+
+    Args:
+        logits: of images (rows) and texts (columns) belonging together.
+        valid: which of them there are.
+    """
+    sign = 2 * jnp.eye(len(logits)) - 1
+    told = jnp.where(valid, jax.nn.log_sigmoid(sign * logits), 0)
+    return mean_over(valid, -jnp.sum(told, axis=1))
+
+
 def recalled(logits: Float[Array, "M M"], valid: Bool[Array, " M"]) -> Float[Array, ""]:
     """Share of the rows whose own column is the likest of all (recall at 1)."""
     likest = jnp.argmax(jnp.where(valid, logits, LOWEST), axis=1)
@@ -63,3 +76,21 @@ def hard_negatives(key: Array, logits: Float[Array, "M M"], valid: Bool[Array, "
     own = jnp.arange(len(logits))
     there_are = jnp.sum(valid) > 1
     return Negatives(jnp.where(there_are, texts, own), jnp.where(there_are, images, own))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def kept_within(value: Float[Array, ""], low: float, high: float) -> Float[Array, ""]:
+    """A learned number in its bounds. Past one, it learns still, but only what leads back."""
+    return jnp.clip(value, low, high)
+
+
+def _kept_forward(value: Float[Array, ""], low: float, high: float) -> tuple[Array, Array]:
+    return jnp.clip(value, low, high), value
+
+
+def _kept_backward(low: float, high: float, value: Array, gradient: Array) -> tuple[Array]:
+    leads_out = ((value >= high) & (gradient < 0)) | ((value <= low) & (gradient > 0))
+    return (jnp.where(leads_out, 0, gradient),)
+
+
+kept_within.defvjp(_kept_forward, _kept_backward)

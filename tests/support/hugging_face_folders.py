@@ -75,7 +75,7 @@ def randomise(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             centre = round(float(parameter.mean())) if parameter.ndim == 1 and name.endswith("weight") else 0.0
-            spread = 0.3 if parameter.ndim == 1 else 2.0 / parameter.shape[-1] ** 0.5
+            spread = 0.3 if parameter.ndim < 2 else 2.0 / parameter.shape[-1] ** 0.5
             parameter.copy_(centre + spread * torch.randn(parameter.shape, generator=generator))
     return model.eval()
 

@@ -42,7 +42,7 @@ def pair(number: int, words: int = WORDS - 1) -> RenderedRecord:
     tokens = random.integers(0, words, 2 + number % (LENGTH - 1), np.int32)
     later = np.arange(len(tokens)) > 0
     image = ImagePart(ByteRange(f"{number}.png"))
-    return RenderedRecord(str(number), tokens, later, later, (0,), (image,), (BESIDE,))
+    return RenderedRecord(str(number), tokens, later, np.zeros_like(later), (0,), (image,), (BESIDE,))
 
 
 def pair_batch(seed: int, rows: int = 8, slots: int = 1, pairs: int | None = None, length: int = LENGTH) -> Batch:

@@ -1,5 +1,6 @@
 """Objectives on pairs: hard negatives, the same on every mesh, and what is refused before the first step."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,15 +11,19 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from pydantic import ValidationError
 
 from data_pipelines.transforms.anyres import AnyResConfig
+from mllm_jax.models.connectors.prefix_adapter import PrefixAdapterConfig
 from mllm_jax.models.connectors.q_former import QFormerTextConfig
+from mllm_jax.models.fused import FusedConfig
 from mllm_jax.models.layers.low_rank import LowRankConfig
 from mllm_jax.models.parameters import abstract_parameters, logical_axes, make_model
 from mllm_jax.parallel.mesh import MeshConfig, make_mesh
 from mllm_jax.parallel.rules import batch_sharding, parameter_shardings, use_mesh
 from mllm_jax.training.objective import Objective, StageModel
+from mllm_jax.training.objectives.choice import make_objective
+from mllm_jax.training.objectives.contrastive import ContrastiveObjectiveConfig
 from mllm_jax.training.objectives.pairs import pairs_of
-from mllm_jax.training.objectives.q_former import OwnTextConfig, QFormerObjectiveConfig, q_former_objective
-from mllm_jax.training.pair_losses import contrastive_loss, hard_negatives, recalled
+from mllm_jax.training.objectives.q_former import OwnTextConfig, QFormerObjectiveConfig
+from mllm_jax.training.pair_losses import contrastive_loss, hard_negatives, kept_within, recalled, sigmoid_loss
 from mllm_jax.training.plan import StageError, plan_stages
 from mllm_jax.training.stages import StageConfig
 from tests.support.pairs import LENGTH, WORDS, pair_batch, q_former_model
@@ -31,13 +36,20 @@ OBJECTIVE = QFormerObjectiveConfig(
     width=8,
 )
 CONFIG = q_former_model(scan=False, blocks=1)
+OBJECTIVES = {
+    "q_former": OBJECTIVE,
+    "clip": ContrastiveObjectiveConfig(kind="contrastive", variant="clip", text_tokens=LENGTH, width=8),
+    "siglip": ContrastiveObjectiveConfig(kind="contrastive", variant="siglip", text_tokens=LENGTH),
+}
+LEARNING = {"q_former": ("connector", "objective")} | dict.fromkeys(("clip", "siglip"), ("decoder", "objective"))
+"""Parts whose gradients are compared."""
 KEY = jax.random.key(3)
 
 
-def staged() -> tuple[Objective, Any, Any]:
+def staged(name: str = "q_former") -> tuple[Objective, Any, Any]:
     """The objective, and shapes and axes of all parameters."""
     shapes, axes = abstract_parameters(CONFIG), logical_axes(CONFIG)
-    made = q_former_objective(StageModel(make_model(CONFIG), {}, shapes, axes, ()), OBJECTIVE)
+    made = make_objective(StageModel(make_model(CONFIG), {}, shapes, axes, ()), OBJECTIVES[name])
     own = [
         unflatten_dict({f"objective/{path}": leaf for path, leaf in tree.items()}, sep="/")
         for tree in (made.own.shapes, made.own.axes)
@@ -45,16 +57,18 @@ def staged() -> tuple[Objective, Any, Any]:
     return made, {**shapes, **own[0]}, {**axes, **own[1]}
 
 
-def on(mesh: Any) -> tuple[dict[str, float], Any]:
+def on(mesh: Any, name: str) -> tuple[dict[str, float], Any]:
     """Losses of a batch with an empty slot and gradients of the sum, on a mesh."""
-    objective, shapes, axes = staged()
+    objective, shapes, axes = staged(name)
     shardings = parameter_shardings(axes, shapes, mesh)
     placed = jax.tree.map(lambda leaf, place: leaf.update(sharding=place), shapes, shardings)
     parameters = initial_parameters(placed)
-    parameters["objective"]["temperature"] = jax.device_put(jnp.float32(0.2), shardings["objective"]["temperature"])
+    for scalar, value in {"temperature": 0.2, "scale": 1.5, "bias": -1.0}.items():
+        if scalar in parameters["objective"]:
+            place = shardings["objective"][scalar]
+            parameters["objective"][scalar] = jax.device_put(jnp.float32(value), place)
     batch = jax.device_put(pair_batch(0, rows=8, slots=2, pairs=15), batch_sharding(mesh))
-
-    learning = {part: parameters.pop(part) for part in ("connector", "objective")}
+    learning = {part: parameters.pop(part) for part in LEARNING[name]}
 
     def loss(learning: Any, frozen: Any) -> tuple[jax.Array, Any]:
         losses = objective.losses({**frozen, **learning}, batch, KEY)
@@ -65,24 +79,20 @@ def on(mesh: Any) -> tuple[dict[str, float], Any]:
     return {"total": float(total), **{name: float(part) for name, part in parts.items()}}, jax.device_get(gradients)
 
 
-@pytest.fixture(scope="module")
-def alone() -> tuple[dict[str, float], Any]:
-    return on(make_mesh(MeshConfig(), jax.devices()[:1]))
+MESHES = {"data": MeshConfig(data=8), "all": MeshConfig(data=2, fsdp=2, tensor=2)}
 
 
-@pytest.mark.parametrize("mesh", [MeshConfig(data=8), MeshConfig(data=2, fsdp=2, tensor=2)], ids=["data", "all"])
-def test_losses_and_gradients_are_the_same_on_every_mesh(mesh: MeshConfig, alone: Any) -> None:
-    losses, gradients = on(make_mesh(mesh))
-    assert losses == pytest.approx(alone[0], rel=1e-5, abs=1e-5)
-    jax.tree.map(
-        lambda ours, theirs: np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=2e-5), gradients, alone[1]
-    )
-
-
-def test_every_parameter_that_is_read_gets_a_gradient_and_no_other(alone: Any) -> None:
-    objective, _, _ = staged()
-    for path, leaf in flatten_dict(alone[1], sep="/").items():
-        # It moves all scores of a query alike, so that only rounding gives it one.
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_losses_and_gradients_are_the_same_on_every_mesh(name: str) -> None:
+    """And every parameter that is read gets a gradient, and no other."""
+    losses, gradients = on(make_mesh(MeshConfig(), jax.devices()[:1]), name)
+    for mesh in MESHES.values():
+        there, found = on(make_mesh(mesh), name)
+        assert there == pytest.approx(losses, rel=1e-5, abs=1e-5)
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=2e-5), found, gradients)
+    objective, _, _ = staged(name)
+    for path, leaf in flatten_dict(gradients, sep="/").items():
+        # A key's bias moves all scores of a query alike, so that only rounding gives it a gradient.
         moved = path.endswith("key/bias") or bool(np.any(leaf))
         assert moved == (path.startswith("objective/") or objective.reads(path)), path
     assert set(objective.own.axes) == set(objective.own.shapes)
@@ -113,7 +123,20 @@ def test_places_without_a_pair_change_nothing() -> None:
     for smoothing in (0.0, 0.1):
         whole = contrastive_loss(logits, jnp.ones(4, bool), smoothing)
         np.testing.assert_allclose(contrastive_loss(padded, valid, smoothing), whole, rtol=1e-6)
+    np.testing.assert_allclose(sigmoid_loss(padded, valid), sigmoid_loss(logits, jnp.ones(4, bool)), rtol=1e-6)
     assert recalled(padded, valid) == recalled(logits, jnp.ones(4, bool))
+
+
+def test_a_learned_number_stays_in_its_bounds_and_comes_back() -> None:
+    learn = jax.value_and_grad(lambda value, sign: sign * kept_within(value, -1.0, 2.0))
+    for value, sign, expected in [
+        (0.5, 1, (0.5, 1)),
+        (2.5, -1, (-2, 0)),  # Descent would lead further up.
+        (2.5, 1, (2, 1)),
+        (-1.5, 1, (-1, 0)),
+        (-1.5, -1, (1, -1)),
+    ]:
+        assert learn(value, sign) == expected
 
 
 def test_a_batch_of_one_pair_or_none_has_finite_losses_and_gradients() -> None:
@@ -194,6 +217,41 @@ def test_models_that_cannot_learn_from_pairs_are_refused(
 ) -> None:
     with pytest.raises(StageError, match=f"stages.0 \\(align\\): {message}"):
         plan_stages([stage(**changes)], tiny_run(tmp_path, make_mesh(MeshConfig(), jax.devices()[:1]), model=model))
+
+
+CONTRASTIVE = OBJECTIVES["clip"].model_dump()
+
+
+@pytest.mark.parametrize(
+    ("model", "changes", "message"),
+    [
+        (TILED, {}, "objective.kind: 'contrastive' reads images of one slot each"),
+        (MODEL, {"pooling": "class_token"}, "objective.pooling: found 'class_token', but the encoder has none"),
+        (
+            MODEL.model_copy(update={"encoder": FusedConfig(parts=(MODEL.encoder, MODEL.encoder))}),
+            {},
+            "objective.kind: 'contrastive' trains one encoder; leave model.encoder.fused_with empty",
+        ),
+        (
+            MODEL.model_copy(update={"connector": PrefixAdapterConfig(length=3, layers=1)}),
+            {},
+            "objective.kind: 'contrastive' has texts read by a decoder without .* of kind 'prefix_adapter'",
+        ),
+        (
+            MODEL.model_copy(
+                update={"decoder": MODEL.decoder.model_copy(update={"positions": "learned", "max_positions": 4})}
+            ),
+            {},
+            "objective.text_tokens: found 6, but the decoder has positions for 4 tokens",
+        ),
+    ],
+)
+def test_models_without_two_towers_are_refused(
+    model: Any, changes: dict[str, Any], message: str, tmp_path: Any
+) -> None:
+    run = tiny_run(tmp_path, make_mesh(MeshConfig(), jax.devices()[:1]), model=model)
+    with pytest.raises(StageError, match=message):
+        plan_stages([stage(objective=CONTRASTIVE | changes, trainable=("encoder/**",))], run)
 
 
 def test_what_no_loss_depends_on_does_not_train(tmp_path: Any) -> None:

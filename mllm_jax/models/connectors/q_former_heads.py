@@ -3,7 +3,6 @@
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from beartype import beartype
 from jaxtyping import Array, Float, Float32, Int, jaxtyped
@@ -11,7 +10,7 @@ from jaxtyping import Array, Float, Float32, Int, jaxtyped
 from mllm_jax.models.connectors.q_former import QFormer, QFormerConfig, causal_mask, open_mask
 from mllm_jax.models.layers.activations import ACTIVATIONS
 from mllm_jax.models.layers.initializers import named
-from mllm_jax.models.layers.norms import layer_norm
+from mllm_jax.models.layers.norms import layer_norm, unit
 from mllm_jax.models.layers.projection import Projection
 
 PAIR_AXES = ("images", None, None)
@@ -89,10 +88,3 @@ class PairQFormer(nn.Module):
         self.compared_and_captioned(features, text, 0)
         self.compared_texts(text)
         self.matched(features, text)
-
-
-def unit(vectors: Float[Array, "*B E"]) -> Float32[Array, "*B E"]:
-    """Vectors of length 1, in f32; a vector of zeros stays one."""
-    vectors = vectors.astype(jnp.float32)
-    squared = jnp.sum(jnp.square(vectors), axis=-1, keepdims=True)
-    return vectors * jax.lax.rsqrt(jnp.maximum(squared, 1e-24))

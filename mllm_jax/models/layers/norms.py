@@ -6,7 +6,7 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Float32
 
 from mllm_jax.models.layers.initializers import named
 
@@ -63,3 +63,10 @@ NORMS: dict[NormName, Callable[..., nn.Module]] = {
     "rms_one_plus": one_plus_rms_norm,
     "layer": layer_norm,
 }
+
+
+def unit(vectors: Float[Array, "*B E"]) -> Float32[Array, "*B E"]:
+    """Vectors of length 1, in f32; a vector of zeros stays one."""
+    vectors = vectors.astype(jnp.float32)
+    squared = jnp.sum(jnp.square(vectors), axis=-1, keepdims=True)
+    return vectors * jax.lax.rsqrt(jnp.maximum(squared, 1e-24))

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 
 from mllm_jax.training.objective import Objective, StageModel
+from mllm_jax.training.objectives.contrastive import ContrastiveObjectiveConfig, contrastive_objective
 from mllm_jax.training.objectives.next_token import NextTokenConfig, next_token_objective
 from mllm_jax.training.objectives.q_former import QFormerObjectiveConfig, q_former_objective
 
@@ -17,7 +18,7 @@ def _with_kind(value: Any) -> Any:
 
 ObjectiveConfig = Annotated[
     Annotated[
-        NextTokenConfig | QFormerObjectiveConfig,
+        NextTokenConfig | QFormerObjectiveConfig | ContrastiveObjectiveConfig,
         Field(discriminator="kind"),
     ],
     BeforeValidator(_with_kind),
@@ -26,6 +27,7 @@ ObjectiveConfig = Annotated[
 OBJECTIVES: dict[str, Callable[[StageModel, Any], Objective]] = {
     "next_token": lambda stage, config: next_token_objective(stage.model, config, stage.adapters),
     "q_former": q_former_objective,
+    "contrastive": contrastive_objective,
 }
 
 

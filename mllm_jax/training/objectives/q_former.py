@@ -6,6 +6,7 @@ the image (captioning). As in LAVIS, equal texts or images in a batch are no les
 decoder is not run.
 """
 
+import math
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, Literal
@@ -27,7 +28,7 @@ from mllm_jax.parallel.rules import ParameterTree
 from mllm_jax.training.cross_entropy import TokenLoss, weighted_cross_entropy
 from mllm_jax.training.objective import Losses, Objective, ObjectiveError, OwnParameters, StageModel
 from mllm_jax.training.objectives.pairs import Pairs, PairsConfig, pair_count, pairs_of
-from mllm_jax.training.pair_losses import contrastive_loss, hard_negatives, mean_over, recalled
+from mllm_jax.training.pair_losses import contrastive_loss, hard_negatives, kept_within, mean_over, recalled
 from mllm_jax.training.state import merge
 
 SMALLEST_TEMPERATURE = 1e-3
@@ -161,7 +162,7 @@ def _as_module(parameters: ParameterTree) -> ParameterTree:
 
 
 def _temperature(parameters: ParameterTree) -> Float[Array, ""]:
-    return jnp.maximum(parameters["objective"][TEMPERATURE], SMALLEST_TEMPERATURE)
+    return kept_within(parameters["objective"][TEMPERATURE], SMALLEST_TEMPERATURE, math.inf)
 
 
 def _own_parameters(module: PairQFormer, config: QFormerObjectiveConfig, stage: StageModel) -> OwnParameters:
