@@ -122,11 +122,16 @@ def _path_problems(run: RunConfig) -> Iterator[tuple[KeyPath, str]]:
             except FileNotFoundError as error:
                 yield ("model", name), str(error)
     for index, stage in enumerate(run.stages):
-        if isinstance(stage.objective, QFormerObjectiveConfig) and stage.objective.text is not None:
-            try:
-                local_folder(stage.objective.text.tokenizer)
-            except FileNotFoundError as error:
-                yield ("stages", index, "objective", "text", "tokenizer"), str(error)
+        if isinstance(stage.objective, QFormerObjectiveConfig):
+            here: KeyPath = ("stages", index, "objective")
+            named = {(*here, "weights"): stage.objective.weights}
+            if stage.objective.text is not None:
+                named |= {(*here, "text", "tokenizer"): stage.objective.text.tokenizer}
+            for key, path in named.items():
+                try:
+                    local_folder(path) if path is not None else None
+                except FileNotFoundError as error:
+                    yield key, str(error)
     storage = Storage()
     used = {source for stage in run.stages for mixture in stage.mixtures().values() for source in mixture}
     for name, source in run.data.sources.items():

@@ -63,8 +63,8 @@ class ModelChoice(Config):
     connector: ConnectorConfig
     connector_weights: str | None = None
     """A folder or hub id with an OpenFlamingo checkpoint as safetensors, for a connector of kind
-    `gated_cross_attention`; null starts from random parameters. The embeddings of tokens that are in it replace the
-    decoder's."""
+    `gated_cross_attention`: the embeddings of tokens that are in it replace the decoder's. Or with a BERT, for one of
+    kind `q_former`, of which all but what reads the image begins as BERT. Null starts from random parameters."""
     decoder: DecoderChoice
     tokenizer: str | None = None
     """A SentencePiece `.model`, a `tokenizer.json` or a folder with either; null takes the decoder's weights folder."""

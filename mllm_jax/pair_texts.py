@@ -5,7 +5,9 @@ from collections.abc import Mapping, Sequence
 from data_pipelines.tokenizer import Tokenizer, load_tokenizer
 from data_pipelines.transforms.instructions import around
 from data_pipelines.transforms.pairs import CaptionEncoder
+from mllm_jax.interop.bert_weights import check_bert_folder
 from mllm_jax.interop.hub import local_folder
+from mllm_jax.models.connectors.q_former import QFormerConfig
 from mllm_jax.models.multimodal import MultimodalConfig
 from mllm_jax.training.objectives.contrastive import ContrastiveObjectiveConfig
 from mllm_jax.training.objectives.q_former import QFormerObjectiveConfig, begin_token, text_of
@@ -58,8 +60,10 @@ def _q_former_tokenizer(
     objective: QFormerObjectiveConfig, model: MultimodalConfig, connectors: Tokenizer | None
 ) -> Tokenizer:
     """The tokenizer of the text side, checked against it."""
-    text = text_of(objective, model.connector)
-    own = objective.text
+    text, own = text_of(objective, model.connector), objective.text
+    if objective.weights is not None:
+        assert isinstance(model.connector, QFormerConfig)  # Or it has no text side.
+        check_bert_folder(objective.weights, model.connector.model_copy(update={"text": text}), "objective.weights")
     key = "model.instruction_tokenizer" if own is None else "objective.text.tokenizer"
     tokenizer = connectors if own is None else load_tokenizer(local_folder(own.tokenizer), added_tokens=())
     assert tokenizer is not None  # A connector with text has one; the run file is checked for it.

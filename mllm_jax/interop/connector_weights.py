@@ -9,6 +9,7 @@ import jax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mllm_jax.interop.adjustments import Adjustment, ExtendVocabulary
+from mllm_jax.interop.bert_weights import check_bert_folder, load_bert
 from mllm_jax.interop.equivalents import without_padding
 from mllm_jax.interop.families.family import FamilyError
 from mllm_jax.interop.families.open_flamingo import EMBEDDING, TOKENS, open_flamingo_table
@@ -18,6 +19,7 @@ from mllm_jax.interop.model_folder import LoadedModel
 from mllm_jax.interop.rules import Table, tensors
 from mllm_jax.interop.safetensors_folder import SafetensorsFolder, WeightsError
 from mllm_jax.interop.weights import Loaded, Tree, load, save
+from mllm_jax.models.connectors.q_former import QFormerConfig
 from mllm_jax.models.multimodal import MultimodalConfig
 from mllm_jax.models.parameters import abstract_parameters
 
@@ -29,10 +31,12 @@ def check_connector_weights(weights: str, wanted: MultimodalConfig, tokens: int)
     """Checks that a folder's connector is one of the model's kind, trained with a tokenizer of so many tokens.
 
     Raises:
-        FamilyError: the model is not one whose connector has a format of its own.
+        FamilyError: the model is not one whose connector has a format of its own, or the folder's is of another shape.
         WeightsError: the folder's embedding is for another tokenizer.
         FileNotFoundError: there are no weights.
     """
+    if isinstance(wanted.connector, QFormerConfig):
+        return check_bert_folder(weights, wanted.connector, "model.connector_weights")
     folder, table = local_folder(weights), open_flamingo_table(wanted)
     rows = _stored(folder, table, covered(table, abstract_parameters(wanted))).get(EMBEDDING, (tokens,))[0]
     if rows != tokens:
@@ -48,7 +52,7 @@ def load_connector(weights: str, wanted: MultimodalConfig, abstract: Tree) -> Lo
     """A folder's weights of a connector, with the embeddings of tokens, as parameters of the whole model.
 
     Args:
-        weights: folder or hub id with an OpenFlamingo checkpoint as safetensors.
+        weights: folder or hub id with an OpenFlamingo checkpoint as safetensors, or with a BERT for a Q-Former.
         wanted: the run's architecture.
         abstract: all of its parameters, or whole parts of it, as `ShapeDtypeStruct` with shardings.
 
@@ -56,6 +60,10 @@ def load_connector(weights: str, wanted: MultimodalConfig, abstract: Tree) -> Lo
         FamilyError, FileNotFoundError: as `check_connector_weights`.
         WeightsError: naming every tensor that is missing, unexpected or misshaped.
     """
+    if isinstance(wanted.connector, QFormerConfig):
+        asked = flatten_dict(abstract.get("connector", {}), sep="/")
+        found = load_bert(weights, wanted.connector, asked) if asked else {}
+        return Loaded({"connector": unflatten_dict(found, sep="/")} if found else {}, (), ())
     folder, table = local_folder(weights), open_flamingo_table(wanted)
     whole = covered(table, abstract_parameters(wanted))
     stored = _stored(folder, table, whole)

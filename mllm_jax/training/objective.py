@@ -47,6 +47,8 @@ class OwnParameters:
     """Logical names of their axes."""
     initial: Callable[[ParameterTree, Array], Mapping[str, Array]] = lambda parameters, key: {}
     """From the model's parameters as the stage begins, and a random key."""
+    stored: Callable[[Mapping[str, jax.ShapeDtypeStruct]], Mapping[str, Array]] = lambda abstract: {}
+    """Those that are read from files instead, from all of them with their shardings."""
     train: bool = True
 
     def paths(self) -> frozenset[str]:

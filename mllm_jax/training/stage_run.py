@@ -128,7 +128,9 @@ def _initial_own(stage: Stage, abstract: Mapping[str, Any], parameters: Paramete
         }
 
     made = jax.jit(make, out_shardings={path: leaf.sharding for path, leaf in abstract.items()})(parameters)
-    return unflatten_dict(made, sep="/")
+    below = {path.removeprefix(f"{OBJECTIVE}/"): leaf for path, leaf in abstract.items()}
+    stored = {f"{OBJECTIVE}/{path}": leaf for path, leaf in stage.objective.own.stored(below).items()}
+    return unflatten_dict(made | stored, sep="/")
 
 
 def _left_by(earlier: Sequence[Stage], abstract: ParameterTree, run: Run) -> ParameterTree:

@@ -22,13 +22,20 @@ class PairsConfig(Config):
         """What keeps this objective from rows of so many tokens; None: nothing."""
         return None
 
+    def accumulation_problem(self, accumulate: int) -> str | None:
+        """What keeps this objective from rows cut into so many parts; None: nothing."""
+        if accumulate == 1:
+            return None
+        return (
+            f"accumulate: found {accumulate}, expected 1: each image is told from all others of the global batch, of "
+            "which a part of the rows has fewer, so that the loss would be another one"
+        )
+
     def stage_problem(self, rows: int, row_length: int, images_per_row: int, accumulate: int) -> str | None:
         """What keeps this objective from a stage of this shape; None: nothing."""
-        if accumulate > 1:
-            return (
-                f"accumulate: found {accumulate}, expected 1: each image is told from all others of the global batch, "
-                "of which a part of the rows has fewer, so that the loss would be another one"
-            )
+        problem = self.accumulation_problem(accumulate)
+        if problem is not None:
+            return problem
         if rows * images_per_row < 2:
             return f"images_per_row: {rows} rows of {images_per_row} image slots hold no two pairs to tell apart"
         if row_length < images_per_row * self.text_tokens:

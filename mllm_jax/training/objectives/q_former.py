@@ -20,6 +20,7 @@ from pydantic import Field, model_validator
 
 from data_pipelines.batch import Batch
 from data_pipelines.config_class import Config
+from mllm_jax.interop.bert_weights import load_bert
 from mllm_jax.models.connectors.q_former import QFormerConfig, QFormerTextConfig
 from mllm_jax.models.connectors.q_former_heads import PAIR_AXES, PairQFormer
 from mllm_jax.models.layers.low_rank import adapted
@@ -55,6 +56,9 @@ class QFormerObjectiveConfig(PairsConfig):
     text: OwnTextConfig | None = None
     """The text side, where the connector has none of its own (`model.connector.text`): it is gone after the stage, as
     BLIP-2's is. Null: the connector's, read with `model.instruction_tokenizer`."""
+    weights: str | None = None
+    """A Hugging Face folder or hub id with a BERT, as which what the objective owns begins: its text side, if it has
+    one, and the head that writes captions. Null: random. The connector has `model.connector_weights` for the same."""
     begin_token: int | None = Field(default=None, ge=0)
     """Row of the word embedding that begins a caption to be written; null: the last one."""
     width: int = Field(default=256, gt=0)
@@ -144,7 +148,7 @@ def q_former_objective(stage: StageModel, config: QFormerObjectiveConfig) -> Obj
     return Objective(
         losses,
         weight=pair_count,
-        own=_own_parameters(module, config, stage),
+        own=_own_parameters(module, config, stage.parameters["connector"]),
         reads=lambda path: path.startswith(("encoder/", "connector/")) and not path.startswith("connector/projection/"),
         one_pass=False,
     )
@@ -165,13 +169,13 @@ def _temperature(parameters: ParameterTree) -> Float[Array, ""]:
     return kept_within(parameters["objective"][TEMPERATURE], SMALLEST_TEMPERATURE, math.inf)
 
 
-def _own_parameters(module: PairQFormer, config: QFormerObjectiveConfig, stage: StageModel) -> OwnParameters:
+def _own_parameters(module: PairQFormer, config: QFormerObjectiveConfig, connector: ParameterTree) -> OwnParameters:
     """The heads, the temperature, and whatever of the Q-Former is not the connector's."""
-    width = stage.model.config.encoder.width  # type: ignore[attr-defined]
-    inputs = jnp.zeros((1, 1, width)), jnp.zeros((1, config.text_tokens), jnp.int32)
+    # As wide as the connector, whatever the encoder is: what reads the image is always the connector's.
+    inputs = jnp.zeros((1, 1, module.config.width)), jnp.zeros((1, config.text_tokens), jnp.int32)
     makes = partial(module.init, method="initialise")
     boxed = jax.eval_shape(makes, jax.random.key(0), *inputs)["params"]
-    connectors = flatten_dict(stage.parameters["connector"], sep="/")
+    connectors = flatten_dict(connector, sep="/")
 
     def own(tree: ParameterTree) -> dict[str, Any]:
         leaves = flatten_dict(tree, sep="/")
@@ -183,10 +187,18 @@ def _own_parameters(module: PairQFormer, config: QFormerObjectiveConfig, stage: 
         made = own(unboxed(makes(key, *inputs)["params"]))
         return made | {TEMPERATURE: jnp.asarray(config.temperature, jnp.float32)}
 
+    def stored(abstract: Mapping[str, jax.ShapeDtypeStruct]) -> Mapping[str, Array]:
+        if config.weights is None:
+            return {}
+        places = {path.removeprefix(f"{TEXT}/"): path for path in abstract}
+        asked = {place: abstract[path] for place, path in places.items()}
+        return {places[place]: leaf for place, leaf in load_bert(config.weights, module.config, asked).items()}
+
     return OwnParameters(
         shapes=own(unboxed(boxed)) | {TEMPERATURE: jax.ShapeDtypeStruct((), jnp.float32)},
         axes=own(axes_of(boxed)) | {TEMPERATURE: ()},
         initial=initial,
+        stored=stored,
     )
 
 
