@@ -24,12 +24,20 @@ class Placed:
 
 
 def empty_batch(
-    rows: int, row_length: int, images_per_row: int, image_size: tuple[int, int], instruction_tokens: int = 0
+    rows: int,
+    row_length: int,
+    images_per_row: int,
+    image_size: tuple[int, int],
+    instruction_tokens: int = 0,
+    preferences: bool = False,
+    references: bool = False,
 ) -> Batch:
     """Returns a batch of padding: zeros, and -1 for the image index and the instructions.
 
     Args:
         instruction_tokens: S; 0: a batch without instructions.
+        preferences: whether its records are preference pairs.
+        references: whether a reference model has scored these.
     """
     tokens = (rows, row_length)
     return Batch(
@@ -43,6 +51,8 @@ def empty_batch(
         image_index=np.full(tokens, -1, np.int32),
         answer_mask=np.zeros(tokens, np.bool_),
         instructions=np.full((rows, images_per_row, instruction_tokens), -1, np.int32) if instruction_tokens else None,
+        preference=np.zeros(tokens, np.int32) if preferences else None,
+        reference=np.zeros(tokens, np.float32) if references else None,
     )
 
 
@@ -53,30 +63,63 @@ def place_row(batch: Batch, index: int, row: tuple[Segment, ...], image_tokens: 
         image_tokens: of one slot.
     """
     whole_slot = ImageLayout(1, np.arange(image_tokens, dtype=np.int32))
-    slots = batch.image_mask.shape[1]
     placed: list[Placed] = []
-    start = slot = 0
-    for number, segment in enumerate(row, start=1):
+    start = slot = number = 0
+    for segment in row:
         rendered = segment.rendered
-        length = len(rendered.tokens)
-        stop = start + length
-        batch.tokens[index, start:stop] = rendered.tokens
-        batch.targets[index, start : stop - 1] = rendered.tokens[1:]
-        batch.loss_weights[index, start : stop - 1] = rendered.supervised[1:]
-        batch.segment_ids[index, start:stop] = number
-        batch.positions[index, start:stop] = np.arange(length, dtype=np.int32)
-        batch.answer_mask[index, start:stop] = rendered.in_answer
         placed.append(Placed(rendered, index, start, slot))
         layouts = rendered.layouts or (whole_slot,) * len(rendered.images)
         place_instructions(batch.instructions, index, slot, layouts, rendered.instructions)
-        for image_start, layout in zip(rendered.image_starts, layouts, strict=True):
-            first = start + image_start
-            features = layout.placed(slot, slots, image_tokens)
-            batch.image_index[index, first : first + len(features)] = features
-            batch.image_mask[index, slot : slot + layout.slots] = True
-            slot += layout.slots
-        start = stop
+        _place_preference(batch, index, start, rendered)
+        for answered in rendered.segments:
+            number += 1
+            _place_tokens(batch, index, start, number, answered)
+            _place_features(batch, index, (start, slot), answered.image_starts, layouts, image_tokens)
+            start += len(answered.tokens)
+        slot += rendered.slots
+        batch.image_mask[index, slot - rendered.slots : slot] = True
     return placed
+
+
+def _place_tokens(batch: Batch, index: int, start: int, number: int, rendered: RenderedRecord) -> None:
+    length = len(rendered.tokens)
+    stop = start + length
+    batch.tokens[index, start:stop] = rendered.tokens
+    batch.targets[index, start : stop - 1] = rendered.tokens[1:]
+    batch.loss_weights[index, start : stop - 1] = rendered.supervised[1:]
+    batch.segment_ids[index, start:stop] = number
+    batch.positions[index, start:stop] = np.arange(length, dtype=np.int32)
+    batch.answer_mask[index, start:stop] = rendered.in_answer
+
+
+def _place_features(
+    batch: Batch,
+    index: int,
+    place: tuple[int, int],
+    image_starts: Sequence[int],
+    layouts: Sequence[ImageLayout],
+    image_tokens: int,
+) -> None:
+    """Says which features the image tokens of a segment take; `place` is its first token and its first slot."""
+    start, slot = place
+    slots = batch.image_mask.shape[1]
+    for image_start, layout in zip(image_starts, layouts, strict=True):
+        first = start + image_start
+        features = layout.placed(slot, slots, image_tokens)
+        batch.image_index[index, first : first + len(features)] = features
+        slot += layout.slots
+
+
+def _place_preference(batch: Batch, index: int, start: int, rendered: RenderedRecord) -> None:
+    """Says which answer of a pair is better, and what a reference model thinks of them."""
+    if batch.preference is None:
+        return
+    for order, answered in enumerate(rendered.segments):
+        stop = start + len(answered.tokens)
+        batch.preference[index, start:stop] = 1 - 2 * order
+        if batch.reference is not None and rendered.reference is not None:
+            batch.reference[index, start] = rendered.reference[order]
+        start = stop
 
 
 def place_instructions(
@@ -103,12 +146,15 @@ def place_instructions(
 
 
 def erase(batch: Batch, placed: Placed) -> None:
-    """Turns a placed segment into padding; the segments and slots around it stay where they are."""
-    tokens = (placed.row, slice(placed.start, placed.start + len(placed.rendered.tokens)))
+    """Turns what was placed, of a preference pair both segments, into padding; what is around it stays where it is."""
+    tokens = (placed.row, slice(placed.start, placed.start + placed.rendered.length))
     slots = (placed.row, slice(placed.first_slot, placed.first_slot + placed.rendered.slots))
     for array in (batch.tokens, batch.targets, batch.loss_weights, batch.segment_ids, batch.positions):
         array[tokens] = 0
     batch.answer_mask[tokens] = False
+    for preferred in (batch.preference, batch.reference):
+        if preferred is not None:
+            preferred[tokens] = 0
     batch.image_index[tokens] = -1
     batch.images[slots] = 0
     batch.image_mask[slots] = False

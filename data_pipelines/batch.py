@@ -38,3 +38,9 @@ class Batch(NamedTuple):
     instructions: Array | None = None
     """i32[B, N, S]; what each slot's image is asked, in the connector's own tokens, -1 where there is none; None for
     models whose connector reads no text."""
+    preference: Array | None = None
+    """i32[B, T]; 1 in the segment of the better answer of a pair, -1 in that of the worse one, which is the next
+    segment and shares its image slots; 0 in padding. None for stages that compare no answers."""
+    reference: Array | None = None
+    """f32[B, T]; at the first token of a segment the summed log-probability of what is supervised of it, by a reference
+    model that was asked beforehand, and 0 elsewhere; None where none was."""

@@ -42,6 +42,10 @@ class Preparation:
     """Takes the place of `decode` where images are tiled, and `render` gives records with layouts."""
     instruction_tokens: int = 0
     """Longest instruction of an image, which `render` gives records; 0: it gives none."""
+    preferences: bool = False
+    """Whether `render` gives preference pairs."""
+    references: bool = False
+    """Whether it gives them with the scores of a reference model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +240,8 @@ class Loader:
         config, preparation = self._config, self._preparation
         rows = len(self._lanes) * self._rows_per_lane
         sizes = preparation.image_size, preparation.instruction_tokens
-        batch = empty_batch(rows, config.row_length, config.images_per_row, *sizes)
+        compared = preparation.preferences, preparation.references
+        batch = empty_batch(rows, config.row_length, config.images_per_row, *sizes, *compared)
         placed: list[Placed] = []
         skips: list[tuple[int, Skip]] = []
         for order, (lane, stream) in enumerate(zip(self._lanes, self._streams, strict=True)):

@@ -24,7 +24,7 @@ class Segment:
 
     @property
     def tokens(self) -> int:
-        return len(self.rendered.tokens)
+        return self.rendered.length
 
     @property
     def images(self) -> int:
@@ -122,7 +122,7 @@ def fit(
     """Returns a record that fits an empty row, or why it cannot.
 
     With `overlong` "cut" the text behind the last image is cut at the row's end, if a supervised token is left before
-    it; an image's tokens are never cut.
+    it; an image's tokens are never cut, nor are the answers of a preference pair.
 
     Args:
         image_tokens: of an image that has no layout of its own.
@@ -131,11 +131,12 @@ def fit(
         tiles = f" of {rendered.slots} tiles" if rendered.layouts else ""
         detail = f"{len(rendered.images)} images{tiles} where a row has {images_per_row}"
         return Skip("too_many_images", rendered.key, detail)
-    length = len(rendered.tokens)
+    length = rendered.length
     if length > row_length:
+        uncut = overlong == "drop" or rendered.rejected is not None
         last_image = len(rendered.layouts[-1].index) if rendered.layouts else image_tokens
         images_end = rendered.image_starts[-1] + last_image if rendered.image_starts else 0
-        if overlong == "drop" or images_end > row_length or not rendered.supervised[1:row_length].any():
+        if uncut or images_end > row_length or not rendered.supervised[1:row_length].any():
             return Skip("too_long", rendered.key, f"{length} tokens where a row has {row_length}")
         rendered = replace(
             rendered,
@@ -143,6 +144,6 @@ def fit(
             supervised=rendered.supervised[:row_length],
             in_answer=rendered.in_answer[:row_length],
         )
-    if not rendered.supervised[1:].any():
+    if not all(segment.supervised[1:].any() for segment in rendered.segments):
         return Skip("nothing_supervised", rendered.key, "no token that the loss would cover")
     return rendered

@@ -46,7 +46,23 @@ class Turn:
 
 
 @dataclass(frozen=True, slots=True)
+class ReferenceScores:
+    """How probable a reference model finds the two answers of a preference pair."""
+
+    chosen: float
+    """Summed log-probability of what is supervised of the better answer, in nats."""
+    rejected: float
+    """Likewise of the worse one."""
+    tokens: tuple[int, int]
+    """Tokens of the whole conversation with each answer, images included, as the reference model read it."""
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
     key: str
     """Where the record came from: `shard:member` or `file:index`. Unique by place, never by content."""
     turns: tuple[Turn, ...]
+    rejected: Turn | None = None
+    """Of a preference pair, the answer that is worse than the last turn; None: the record is no pair."""
+    reference: ReferenceScores | None = None
+    """Of a preference pair that a reference model has scored."""

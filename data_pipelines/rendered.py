@@ -63,7 +63,7 @@ LayoutOf = Callable[[ImagePart], ImageLayout]
 
 @dataclass(frozen=True, slots=True)
 class RenderedRecord:
-    """A record as one segment of a row; n is its number of tokens."""
+    """A record as one segment of a row, or as two that stand next to each other; n is the number of tokens of one."""
 
     key: str
     tokens: np.ndarray
@@ -80,6 +80,21 @@ class RenderedRecord:
     """How each image is laid out; empty where every image takes one slot, and its features in their order."""
     instructions: tuple[np.ndarray, ...] = ()
     """For each image, i32[s]: what it is asked, in the connector's tokens; empty for connectors that read no text."""
+
+    rejected: "RenderedRecord | None" = None
+    """Of a preference pair, the same prompt with the worse answer; it shares the image slots. None: it is no pair."""
+    reference: tuple[float, float] | None = None
+    """Of a preference pair, the summed log-probabilities of both answers by a reference model; None: not known."""
+
+    @property
+    def segments(self) -> "tuple[RenderedRecord, ...]":
+        """What takes a segment of a row each: the record alone, or the better and the worse answer of a pair."""
+        return (self,) if self.rejected is None else (self, self.rejected)
+
+    @property
+    def length(self) -> int:
+        """Tokens of a row that it takes."""
+        return sum(len(segment.tokens) for segment in self.segments)
 
     @property
     def slots(self) -> int:

@@ -6,9 +6,10 @@ from typing import Annotated
 from pydantic import Field
 
 from data_pipelines.sources.llava_json import LlavaJsonConfig
+from data_pipelines.sources.preference_json import PreferenceJsonConfig
 from data_pipelines.sources.webdataset import WebDatasetConfig
 
-SourceConfig = Annotated[WebDatasetConfig | LlavaJsonConfig, Field(discriminator="kind")]
+SourceConfig = Annotated[WebDatasetConfig | LlavaJsonConfig | PreferenceJsonConfig, Field(discriminator="kind")]
 """Each kind has `open(storage) -> Source`."""
 
 

@@ -25,15 +25,15 @@ def turns_of(conversation: Any, images: Sequence[ImagePart], key: str) -> tuple[
     turns are learned. Users and assistants must take turns, a system turn may come first.
     """
     if not isinstance(conversation, list) or not conversation:
-        return Skip("not_a_conversation", key, f"conversations is {_shown(conversation)}")
+        return Skip("not_a_conversation", key, f"conversations is {shown(conversation)}")
     turns: list[Turn] = []
     placed = 0
     for number, said in enumerate(conversation):
         if not isinstance(said, dict) or not isinstance(said.get("value"), str):
-            return Skip("not_text", key, f"turn {number} is {_shown(said)}")
+            return Skip("not_text", key, f"turn {number} is {shown(said)}")
         role = ROLES.get(said["from"]) if isinstance(said.get("from"), str) else None
         if role is None:
-            return Skip("unknown_role", key, f"turn {number} is from {_shown(said.get('from'))}")
+            return Skip("unknown_role", key, f"turn {number} is from {shown(said.get('from'))}")
         pieces = said["value"].split(IMAGE_MARK)
         fault = _fault(role, turns, pieces)
         if fault is not None:
@@ -71,6 +71,7 @@ def _fault(role: Role, before: list[Turn], pieces: list[str]) -> str | None:
     return None if all(encodable(piece) for piece in pieces) else "not_utf8"
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """Returns a value for a message, cut to a readable length."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,116 @@
+"""JSON arrays and JSONL files of records that name images, read one record at a time through an index of offsets."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from pydantic import model_validator
+
+from data_pipelines.config_class import Config
+from data_pipelines.quota import Skip
+from data_pipelines.record import ByteRange, ImagePart, Record
+from data_pipelines.sources.image_places import FolderImages, ImagePlaces, NoImages, TarImages
+from data_pipelines.sources.json_index import RECORD_LIMIT, load_index
+from data_pipelines.sources.shard_list import expand, identity
+from data_pipelines.sources.source import Entry
+from data_pipelines.storage import Storage
+
+
+class JsonFilesConfig(Config):
+    """Where the records and their images are; each kind of record has a `kind` besides."""
+
+    files: str | tuple[str, ...]
+    """Local JSON or JSONL files: a path, a brace range, a glob or a list."""
+    images: str | None = None
+    """Folder below which the images are that the records name; what lies outside is refused, also behind a link."""
+    image_shards: str | tuple[str, ...] | None = None
+    """Tars whose members are the images that the records name."""
+    index_cache: str | None = None
+    """Folder for the index of record offsets; null: beside the file, or in memory where that may not be written."""
+
+    @model_validator(mode="after")
+    def _one_place(self) -> "JsonFilesConfig":
+        if self.images is not None and self.image_shards is not None:
+            raise ValueError("images and image_shards are both set; images come from a folder or from tars")
+        return self
+
+
+class JsonFiles:
+    """Reads one record at a time by its offset; the file is never in memory."""
+
+    def __init__(self, config: JsonFilesConfig, storage: Storage) -> None:
+        """Indexes the files (once; the index is cached) and the image tars.
+
+        Raises:
+            FileNotFoundError: a file, the image folder or an image tar is not there.
+        """
+        self._config = config
+        self._storage = storage
+        self.shards = expand(config.files, "files")
+        self._image_shards = expand(config.image_shards, "image_shards") if config.image_shards else ()
+        self._places = self._open_images()
+        self._spans: list[np.ndarray] = [load_index(path, storage, config.index_cache) for path in self.shards]
+
+    def fingerprint(self) -> dict[str, Any]:
+        described = self._config.model_dump(mode="json", include={"kind"}) | identity(self.shards, self._storage)
+        return described | ({"images": identity(self._image_shards, self._storage)} if self._image_shards else {})
+
+    def count(self, shard: int) -> int | None:
+        return len(self._spans[shard])
+
+    def walk(self, shard: int, place: int = 0) -> Iterator[Entry]:
+        return (self.locate(shard, number) for number in range(place, len(self._spans[shard])))
+
+    def locate(self, shard: int, place: int) -> Entry:
+        offset, length = (int(value) for value in self._spans[shard][place])
+        content: Any = (offset, length)
+        key = f"{self.shards[shard]}:{place}"
+        if length < 0:
+            content = Skip("truncated", key, f"from byte {offset} on the file is no JSON; the rest of it is lost")
+        elif length > RECORD_LIMIT:
+            content = Skip("record_too_large", key, f"{length} bytes")
+        return Entry(shard, place, place + 1, content)
+
+    def read(self, entry: Entry) -> Record | Skip:
+        value = self.value(entry)
+        return value if isinstance(value, Skip) else self.record(value, f"{self.shards[entry.shard]}:{entry.place}")
+
+    def value(self, entry: Entry) -> dict[str, Any] | Skip:
+        """Returns the JSON object of an entry as it is."""
+        if isinstance(entry.content, Skip):
+            return entry.content
+        path = self.shards[entry.shard]
+        key = f"{path}:{entry.place}"
+        data = self._storage.read_range(ByteRange(path, *entry.content))
+        try:
+            value = json.loads(data.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            return Skip("not_utf8", key, str(error))
+        except (ValueError, RecursionError) as error:
+            return Skip("bad_json", key, str(error))
+        if not isinstance(value, dict):
+            return Skip("not_an_object", key, f"a {type(value).__name__}")
+        return value
+
+    def record(self, value: dict[str, Any], key: str) -> Record | Skip:
+        """Returns what a JSON object says."""
+        raise NotImplementedError
+
+    def images(self, named: Any, key: str) -> list[ImagePart] | Skip:
+        """Returns the images that a record names: one, a list or none."""
+        names = [] if named is None else [named] if isinstance(named, str) else named
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            return Skip("not_text", key, "image is neither a string nor a list of strings")
+        images: list[ImagePart] = []
+        for name in names:
+            found = self._places.find(name, key)
+            if isinstance(found, Skip):
+                return found
+            images.append(ImagePart(found))
+        return images
+
+    def _open_images(self) -> ImagePlaces:
+        if self._config.images is not None:
+            return FolderImages(self._config.images, self._storage)
+        return TarImages(self._image_shards, self._storage) if self._image_shards else NoImages()
