@@ -10,12 +10,15 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from rich.console import Console
 
 from data_pipelines.loader import Loader, Preparation
+from data_pipelines.record import Record
+from data_pipelines.rendered import RenderedRecord
 from data_pipelines.storage import Storage
 from data_pipelines.tokenizer import IMAGE_TOKEN, Tokenizer, load_tokenizer
 from data_pipelines.transforms.chat_template import render
 from data_pipelines.transforms.image import ImageTransformConfig, decode_image
 from data_pipelines.transforms.instructions import InstructionEncoder, instructed
 from data_pipelines.transforms.pairs import CaptionEncoder, render_pair
+from data_pipelines.transforms.preferences import render_preference
 from data_pipelines.transforms.template_check import check_template
 from data_pipelines.transforms.templates import TEMPLATES, ChatTemplate
 from data_pipelines.transforms.tile_marks import marked, tile_tokens
@@ -43,9 +46,11 @@ from mllm_jax.parallel.rules import ParameterTree
 from mllm_jax.parallel.watch import leaving_at_once, watching_others
 from mllm_jax.run_file import RunFileError
 from mllm_jax.training.ingredients import FeedRequest, Ingredients
+from mllm_jax.training.objectives.preference import PreferenceConfig
 from mllm_jax.training.plan import Run
 from mllm_jax.training.run import Outcome, run_stages
 from mllm_jax.training.signals import STOPPED_EXIT_CODE
+from mllm_jax.training.stages import StageConfig
 from mllm_jax.training.state import shardings_of
 
 LOGGER = logging.getLogger("mllm_jax")
@@ -192,7 +197,7 @@ def _open_feed(
     if stage.name in captions:
         preparation = _prepared_pairs(config.model, captions[stage.name])
     else:
-        preparation = _prepared_conversations(config.model, model, tokenizer, instructions, stage.template)
+        preparation = _prepared_conversations(config.model, model, tokenizer, instructions, stage)
     return Loader(
         config=data.stream(mixture=mixture, row_length=stage.row_length, images_per_row=stage.images_per_row),
         sources=data.sources,
@@ -221,19 +226,27 @@ def _prepared_conversations(
     model: MultimodalConfig,
     tokenizer: Tokenizer,
     instructions: InstructionEncoder | None,
-    named: str | None,
+    stage: StageConfig,
 ) -> Preparation:
-    """Conversations as a chat template writes them; `named` is the stage's, None: the model's."""
+    """Conversations, or pairs of them to compare, as the stage's chat template or the model's writes them."""
     tokens = slot_features(model)
     transform = ImageTransformConfig.model_validate(choice.image_transform)
-    template, marks = marked(TEMPLATES[named or choice.chat_template], model.tiling, tokenizer)
+    template, marks = marked(TEMPLATES[stage.template or choice.chat_template], model.tiling, tokenizer)
     tiled = TiledImages(model.tiling, transform, tile_features(model), Storage(), marks) if model.tiling else None
     laid_out = tiled.layout if tiled else tokens
+
+    def conversation(record: Record) -> RenderedRecord:
+        return instructed(render(record, template, tokenizer, laid_out), record, instructions)
+
+    compared = isinstance(stage.objective, PreferenceConfig)
+    scored = isinstance(stage.objective, PreferenceConfig) and stage.objective.reference == "cached"
     return Preparation(
-        render=lambda record: instructed(render(record, template, tokenizer, laid_out), record, instructions),
+        render=partial(render_preference, render=conversation, scored=scored) if compared else conversation,
         decode=lambda data: decode_image(data, transform),
         image_tokens=tokens,
         image_size=transform.size,
         tiled=tiled,
         instruction_tokens=instructions.length if instructions else 0,
+        preferences=compared,
+        references=scored,
     )

@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError
 from data_pipelines.config_class import Config
 from data_pipelines.lanes import LaneConfig, StreamConfig
 from data_pipelines.sources.choice import SourceConfig
+from data_pipelines.sources.preference_json import PreferenceJsonConfig
 from data_pipelines.storage import Storage
 from data_pipelines.transforms.templates import TEMPLATES
 from mllm_jax.checkpoint.checkpointer import CheckpointConfig
@@ -22,6 +23,7 @@ from mllm_jax.parallel.mesh import MeshConfig
 from mllm_jax.parallel.processes import ProcessConfig
 from mllm_jax.run_file import KeyPath, RunFileError, format_key, read_run_file
 from mllm_jax.training.metrics import LoggingConfig
+from mllm_jax.training.objectives.preference import PreferenceConfig
 from mllm_jax.training.objectives.q_former import QFormerObjectiveConfig
 from mllm_jax.training.stages import StageConfig
 
@@ -69,7 +71,7 @@ def load_run(path: str | Path, overrides: list[str] | tuple[str, ...] = (), *, c
         run = RunConfig.model_validate(raw.values)
     except ValidationError as error:
         raise RunFileError("\n".join(sentences(error, RunConfig, raw))) from None
-    problems = [*_name_problems(run), *(_path_problems(run) if check_paths else ())]
+    problems = [*_name_problems(run), *_pair_problems(run), *(_path_problems(run) if check_paths else ())]
     told = [f"{raw.origin(key)}: {format_key(key)}: {text}" for key, text in problems]
     try:
         model = complete_architectures(run.model, raw)
@@ -107,6 +109,18 @@ def _name_problems(run: RunConfig) -> Iterator[tuple[KeyPath, str]]:
         yield ("model", "instruction_tokenizer"), f"{found}; give both this and model.connector.text, or neither"
     if run.model.chat_template not in TEMPLATES:
         yield ("model", "chat_template"), _no_template(run.model.chat_template)
+
+
+def _pair_problems(run: RunConfig) -> Iterator[tuple[KeyPath, str]]:
+    """Sources without pairs for objectives that compare answers."""
+    for index, stage in enumerate(run.stages):
+        mixtures = stage.mixtures() if isinstance(stage.objective, PreferenceConfig) else {}
+        for part, mixture in mixtures.items():
+            for name, weight in mixture.items():
+                source = run.data.sources.get(name)
+                if weight and source is not None and not isinstance(source, PreferenceJsonConfig):
+                    found = f"found a source of kind {source.kind}, but objective preference compares two answers"
+                    yield ("stages", index, *part, name), f"{found}; draw from sources of kind preference_json alone"
 
 
 def _no_template(name: str) -> str:

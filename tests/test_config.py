@@ -90,6 +90,27 @@ def test_the_embedding_grows_to_a_multiple_once_the_tokenizer_needs_it(run_file)
         ("stages.align.schedule.kind=cosin", r"schedule.kind: found 'cosin', expected .* Did you mean 'cosine'"),
         ("data.sources.pairs.shard=x", r"data.sources.pairs.shard: unknown key. Did you mean 'shards'"),
         ("model.decoder.weights=/nowhere", r"model.decoder.weights: there is no folder '/nowhere'"),
+        (
+            "stages.align.objective={kind: preferense}",
+            r"objective.kind: found 'preferense', .* Did you mean 'preference'",
+        ),
+        ("stages.align.objective={chunk_token: 4}", r"objective.chunk_token: unknown key. Did you mean 'chunk_tokens'"),
+        (
+            "stages.align.objective={kind: preference, variant: {kind: dop}}",
+            r"objective.variant.kind: found 'dop', expected one of .*dpo.* Did you mean 'dpo'",
+        ),
+        (
+            "stages.align.objective={kind: preference, variant: {kind: ipo, betta: 1}}",
+            r"objective.variant.betta: unknown key. Did you mean 'beta'",
+        ),
+        (
+            "stages.align.objective={kind: preference, variant: {kind: orpo, reference: cached}}",
+            r"objective.variant.reference: unknown key. .*odds_weight",
+        ),
+        (
+            "stages.align.objective={kind: preference}",
+            r"stages\[0\].mixture.pairs: found a source of kind webdataset, but objective preference compares two",
+        ),
         ("parallel.modell=2", r"parallel.modell: unknown key"),
     ],
 )
@@ -118,6 +139,11 @@ def test_data_that_is_not_there_is_named_before_anything_starts(run_file):
 def test_the_schema_describes_what_the_loader_accepts():
     schema = json.loads(run_schema())
 
+    objective = schema["$defs"]["StageConfig"]["properties"]["objective"]
+    assert set(objective["discriminator"]["mapping"]) >= {"next_token", "preference"}
+    assert set(schema["$defs"]["PreferenceConfig"]["properties"]["variant"]["discriminator"]["mapping"]) == {
+        *("dpo", "ipo", "kto", "orpo", "simpo")
+    }
     assert {"extends", "output", "model", "data", "stages"} <= set(schema["properties"])
     nano = yaml.safe_load((CONFIGS / "nano.yaml").read_text())
     assert set(nano) <= set(schema["properties"])

@@ -28,5 +28,5 @@ def held_out_losses(
             weights += float(weight)
             sums.update({name: float(each) for name, each in {"loss": losses.total, **losses.parts}.items()})
     if weights == 0.0:
-        raise ValueError(f"the validation mixture gave no supervised token in {batches} batches")
+        raise ValueError(f"the validation mixture gave nothing to learn from in {batches} batches")
     return {name: total / weights for name, total in sums.items()}

@@ -45,7 +45,12 @@ class StepCost(NamedTuple):
         return self.per_token * tokens + self.per_image * images + self.per_attended * attended
 
 
-def step_cost(config: MultimodalConfig, parameters: ParameterTree, trainable: Collection[str]) -> StepCost:
+def step_cost(
+    config: MultimodalConfig,
+    parameters: ParameterTree,
+    trainable: Collection[str],
+    again: Collection[str] = (),
+) -> StepCost:
     """The cost of a step: 2 FLOPs a multiply-add of every matrix product in the forward pass, the same again for the
     gradient of its inputs where something before it trains, and for the gradient of its weights where they train.
 
@@ -53,6 +58,7 @@ def step_cost(config: MultimodalConfig, parameters: ParameterTree, trainable: Co
         config: of the model.
         parameters: its parameters, as arrays or shapes.
         trainable: paths of those that train.
+        again: parts that are run forward once more.
     """
     encoder, decoder = config.encoder, config.decoder
     shares = {part: _trained_share(parameters, part, trainable) for part in ("encoder", "connector", "decoder")}
@@ -66,7 +72,10 @@ def step_cost(config: MultimodalConfig, parameters: ParameterTree, trainable: Co
         idle = decoder.experts.count - decoder.experts.chosen
         decoder_products -= decoder.layers * idle * 3 * decoder.width * decoder.experts.width
     # Attention has no weights: its backward pass is twice its forward pass, or nothing at all.
-    attention_passes = {part: 3 if count > 1 else 1 for part, count in passes.items()}
+    attention_passes = {part: 3.0 if count > 1 else 1.0 for part, count in passes.items()}
+    for part in again:
+        passes[part] += 1
+        attention_passes[part] += 1
     return StepCost(
         per_token=2 * decoder_products * passes["decoder"],
         per_image=2

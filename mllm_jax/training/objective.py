@@ -73,6 +73,8 @@ class Objective:
     even where a stage's `trainable` chooses it: no weight decay wears it away."""
     one_pass: bool = True
     """Whether a step is one pass of the whole model over the batch, whose operations can be counted."""
+    again: frozenset[str] = frozenset()
+    """Parts of the model (`encoder`, `connector`, `decoder`) that run forward once more than their training takes."""
 
     def __call__(self, parameters: ParameterTree, batch: Batch, key: Array | None = None) -> Float[Array, ""]:
         """The sum of loss times weight."""

@@ -200,8 +200,8 @@ def _check_quota(feed: Feed, tally: Tally) -> None:
 
 def _meter(stage: Stage, run: Run) -> RateMeter:
     trainable = flatten_dict(stage.abstract.trainable, sep="/")
-    parameters = stage.abstract_parameters()
-    cost = step_cost(run.ingredients.model, parameters, trainable) if stage.objective.one_pass else None
+    parameters, again = stage.abstract_parameters(), stage.objective.again
+    cost = step_cost(run.ingredients.model, parameters, trainable, again) if stage.objective.one_pass else None
     return RateMeter(cost, mesh_peak(list(run.mesh.devices.flat)))
 
 

@@ -77,6 +77,9 @@ class StageConfig(Config):
             raise ValueError("nothing trains: name parameters in trainable, or adapters")
         if self.rows % self.accumulate:
             raise ValueError(f"rows {self.rows} cannot be cut into accumulate {self.accumulate} equal parts")
+        problem = self.objective.accumulation_problem(self.accumulate)
+        if problem is not None:
+            raise ValueError(problem)
         make_schedule(self.schedule, self.steps)
         if isinstance(self.objective, PairsConfig):
             shape = self.rows, self.row_length, self.images_per_row, self.accumulate

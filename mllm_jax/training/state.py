@@ -11,6 +11,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int32
 
+from mllm_jax.checkpoint.layout import OBJECTIVE
 from mllm_jax.parallel.rules import ParameterTree, replicated
 from mllm_jax.training.patterns import choose
 
@@ -69,7 +70,7 @@ def abstract_state(
         parameters: all parameters, as arrays or `ShapeDtypeStruct`.
         shardings: the same tree of shardings.
         patterns: which of them train.
-        frozen_dtype: in which the others are kept.
+        frozen_dtype: in which the others of the model are kept.
         optimizer: whose state takes the shardings of the parameters it is about.
         mesh: on which scalars are replicated.
         average: whether the state has a running average.
@@ -78,7 +79,9 @@ def abstract_state(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), parameters, shardings
     )
     trainable, frozen = split(described, patterns)
-    frozen = jax.tree.map(lambda leaf: leaf.update(dtype=frozen_dtype), frozen)
+    # What an objective owns is compared with what trains, and may be no less exact.
+    narrowed = {part: jax.tree.map(lambda leaf: leaf.update(dtype=frozen_dtype), tree) for part, tree in frozen.items()}
+    frozen = narrowed | {part: tree for part, tree in frozen.items() if part == OBJECTIVE}
     everywhere = replicated(mesh)
     parameters_by_path = flatten_dict(trainable, sep="/")
 

@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field
 from mllm_jax.training.objective import Objective, StageModel
 from mllm_jax.training.objectives.contrastive import ContrastiveObjectiveConfig, contrastive_objective
 from mllm_jax.training.objectives.next_token import NextTokenConfig, next_token_objective
+from mllm_jax.training.objectives.preference import PreferenceConfig, preference_objective
 from mllm_jax.training.objectives.q_former import QFormerObjectiveConfig, q_former_objective
 
 
@@ -18,7 +19,7 @@ def _with_kind(value: Any) -> Any:
 
 ObjectiveConfig = Annotated[
     Annotated[
-        NextTokenConfig | QFormerObjectiveConfig | ContrastiveObjectiveConfig,
+        NextTokenConfig | QFormerObjectiveConfig | ContrastiveObjectiveConfig | PreferenceConfig,
         Field(discriminator="kind"),
     ],
     BeforeValidator(_with_kind),
@@ -28,6 +29,7 @@ OBJECTIVES: dict[str, Callable[[StageModel, Any], Objective]] = {
     "next_token": lambda stage, config: next_token_objective(stage.model, config, stage.adapters),
     "q_former": q_former_objective,
     "contrastive": contrastive_objective,
+    "preference": preference_objective,
 }
 
 

@@ -13,7 +13,13 @@ from data_pipelines.config_class import Config
 from mllm_jax.models.layers.experts import ROUTING, balance_loss, normaliser_loss, total_sums
 from mllm_jax.models.layers.low_rank import DROPOUT, NO_ADAPTERS, Adapters, adapted
 from mllm_jax.parallel.rules import ParameterTree
-from mllm_jax.training.cross_entropy import Logits, TokenLoss, chunked_cross_entropy, weighted_cross_entropy
+from mllm_jax.training.cross_entropy import (
+    Logits,
+    TokenLoss,
+    chunk_problem,
+    chunked_cross_entropy,
+    weighted_cross_entropy,
+)
 from mllm_jax.training.objective import Losses, Objective
 from mllm_jax.training.weighting import Weighting, weighted_by
 
@@ -41,9 +47,11 @@ class NextTokenConfig(Config):
 
     def row_problem(self, row_length: int) -> str | None:
         """What keeps this objective from rows of so many tokens; None: nothing."""
-        if self.chunk_tokens is None or row_length % self.chunk_tokens == 0:
-            return None
-        return f"objective.chunk_tokens: {self.chunk_tokens} does not divide row_length {row_length}"
+        return chunk_problem(self.chunk_tokens, row_length)
+
+    def accumulation_problem(self, parts: int) -> str | None:
+        """What keeps this objective from batches in so many parts; None: nothing."""
+        return None
 
     def plain(self) -> "NextTokenConfig":
         """The objective that validation measures: the mean negative log-likelihood of a supervised token."""
@@ -66,7 +74,7 @@ def next_token_objective(model: nn.Module, config: NextTokenConfig, adapters: Ad
     def losses(parameters: ParameterTree, batch: Batch, key: Array | None) -> Losses:
         variables, randomness = {"params": parameters}, {} if key is None else {DROPOUT: key}
         with adapted(adapters):
-            hidden, left = nn.apply(_hidden, model, mutable=[ROUTING])(variables, batch, rngs=randomness)
+            hidden, left = nn.apply(hidden_states, model, mutable=[ROUTING])(variables, batch, rngs=randomness)
         return Losses(_token_loss(variables, hidden, batch) + _router_loss(left) * jnp.sum(batch.loss_weights))
 
     def _token_loss(variables: Any, hidden: Float[Array, "B T D"], batch: Batch) -> Float[Array, ""]:
@@ -93,8 +101,14 @@ def has_experts(model: Any) -> bool:
     return model.config.decoder.experts is not None
 
 
-def _hidden(model: Any, batch: Batch) -> Float[Array, "B T D"]:
-    features = model.encode_images(batch.images, batch.image_mask, batch.instructions)
+def image_features(model: Any, batch: Batch) -> Float[Array, "B N I E"]:
+    """What the decoder is shown of the images of a batch; `model` is bound."""
+    return model.encode_images(batch.images, batch.image_mask, batch.instructions)
+
+
+def hidden_states(model: Any, batch: Batch, features: Float[Array, "B N I E"] | None = None) -> Float[Array, "B T D"]:
+    """The decoder's last hidden states; `features` are `image_features`, made here if they are not given."""
+    features = image_features(model, batch) if features is None else features
     media = model.media(features, batch.image_index, batch.segment_ids)
     embeddings = model.embed(batch.tokens, features, batch.image_index)
     positions = model.turning(batch.positions, batch.image_index)
