@@ -63,6 +63,16 @@ def _add_model_verbs(verbs) -> None:
     evaluate.add_argument("--shuffled", action="store_true", help="ask with another question's images too")
     evaluate.add_argument("--output", help="folder for scores.json and answers.jsonl")
 
+    score = _verb(
+        verbs, "score", "write preference pairs with a model's log-probabilities, as a cached reference", _score
+    )
+    score.add_argument("model", metavar="MODEL", help=what_is_model)
+    score.add_argument("--data", required=True, metavar="PAIRS", help="preference pairs (.json, .jsonl)")
+    score.add_argument("--images", help="folder of the images that pairs name (default: beside the data)")
+    score.add_argument("--output", required=True, metavar="FILE.jsonl", help="where the pairs and their scores go")
+    score.add_argument("--rows", type=int, default=8, help="answers scored at once (default: %(default)s)")
+    score.add_argument("--template", metavar="NAME", help="chat template to write with (default: the model's own)")
+
     generate = _verb(verbs, "generate", "answer one prompt, or every line of a JSONL file", _generate)
     generate.add_argument("--model", required=True, metavar="MODEL", help=what_is_model)
     generate.add_argument("--image", action="append", default=[], metavar="FILE", help="an image; may be given again")
@@ -182,6 +192,15 @@ def _evaluate(options: argparse.Namespace) -> None:
     if options.output:
         write_report(evaluation, options.output)
         print(f"scores and answers: {options.output}")
+
+
+def _score(options: argparse.Namespace) -> None:
+    from mllm_jax.generation.answering import Answerer
+    from mllm_jax.generation.decode import DecodingConfig
+    from mllm_jax.terminal import show_scoring
+
+    answerer = Answerer(_load(options.model, options.template), DecodingConfig(rows=options.rows))
+    show_scoring(answerer, options.data, options.output, options.images)
 
 
 def _generate(options: argparse.Namespace) -> int:

@@ -9,6 +9,7 @@ from rich.progress import Progress
 
 from data_pipelines.transforms.image_error import ImageError
 from mllm_jax.evaluation.evaluate import Evaluation, EvaluationConfig, evaluate
+from mllm_jax.evaluation.preference_scores import score_pairs
 from mllm_jax.evaluation.report import scores_table
 from mllm_jax.generation.answering import Answerer
 from mllm_jax.generation.batch import answer_file, answer_prompt
@@ -28,6 +29,17 @@ def show_evaluation(loaded: LoadedModel, data: str, config: EvaluationConfig, im
     for cause, count in sorted(evaluation.skipped.items()):
         console.print(f"skipped {count}: {cause}")
     return evaluation
+
+
+def show_scoring(answerer: Answerer, data: str, output: str, images: str | None) -> None:
+    """Scores preference pairs with a progress line and prints what was left out."""
+    console = Console()
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("pairs", total=None)
+        scored = score_pairs(answerer, data, output, images, lambda: progress.advance(task))
+    for cause, count in sorted(scored.skipped.items()):
+        console.print(f"skipped {count}: {cause}")
+    print(f"wrote {output}: {scored.pairs} pairs with the scores of {answerer.loaded.source}")
 
 
 def generate_one(answerer: Answerer, prompt: str, images: list[str], *, as_json: bool) -> int:

@@ -21,7 +21,12 @@ def source_of_path(path: str, images: str | None = None) -> WebDatasetConfig | L
         images: image folder of a JSON file; None: `images/` beside it if it is there, else its own folder.
     """
     if path.endswith((".json", ".jsonl")):
-        folder = os.path.dirname(path) or "."
-        beside = os.path.join(folder, "images")
-        return LlavaJsonConfig(files=path, images=images or (beside if os.path.isdir(beside) else folder))
+        return LlavaJsonConfig(files=path, images=images or image_folder(path))
     return WebDatasetConfig(shards=os.path.join(path, "*.tar") if os.path.isdir(path) else path)
+
+
+def image_folder(path: str) -> str:
+    """Returns where the images of a JSON file are when nothing says so: `images/` beside it, or its own folder."""
+    folder = os.path.dirname(path) or "."
+    beside = os.path.join(folder, "images")
+    return beside if os.path.isdir(beside) else folder
