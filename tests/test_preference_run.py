@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 from PIL import Image
 
 from data_pipelines.tokenizer import load_tokenizer
@@ -18,6 +19,8 @@ from mllm_jax.cli import main
 from mllm_jax.config import load_run
 from mllm_jax.interop.model_folder import load_model
 from mllm_jax.parallel.mesh import MeshConfig, make_mesh
+from mllm_jax.parallel.rules import batch_sharding
+from mllm_jax.training.ingredients import FeedRequest
 from mllm_jax.training.metrics import LoggingConfig
 from mllm_jax.training.plan import Run, plan_stages
 from mllm_jax.training.run import Outcome, run_stages
@@ -25,6 +28,7 @@ from mllm_jax.training.stage_run import first_parameters
 from tests.support.small_tokenizers import CHAT_TOKENS, sentencepiece_model
 
 STEPS = 6
+CACHED = "stages.prefer.objective.variant.reference=cached"
 
 RUN_FILE = """
 output: {folder}/run
@@ -48,8 +52,9 @@ data:
   sources:
     pairs: {{kind: preference_json, files: {folder}/pairs.jsonl, images: {folder}/images}}
     held_out: {{kind: preference_json, files: {folder}/held_out.jsonl, images: {folder}/images}}
+    spoiled: {{kind: preference_json, files: {folder}/spoiled.jsonl, images: {folder}/images}}
 stages:
-  - {{name: instruct, mixture: {{pairs: 1}}, rows: 2, row_length: 160, images_per_row: 4, steps: 2,
+  - {{name: instruct, mixture: {{pairs: 1, spoiled: 1}}, rows: 2, row_length: 160, images_per_row: 4, steps: 2,
       trainable: ["connector/**", "decoder/**"], schedule: {{peak: 1e-2, warmup: 0}}}}
   - name: prefer
     mixture: {{pairs: 1}}
@@ -65,14 +70,14 @@ stages:
 """
 
 
-def write_pairs(path: Path, numbers: range) -> None:
-    """Every tenth pair has no rejected answer."""
+def write_pairs(path: Path, numbers: range, spoiled: bool = False) -> None:
+    """Of spoiled ones every third pair has no rejected answer."""
     lines = []
     for number in numbers:
         pixels = np.random.default_rng(number).integers(0, 256, (9, 12, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(path.parent / "images" / f"{number}.png")
         asked = [{"from": "human", "value": f"<image>\nwhich of {number}?"}]
-        worse = None if number % 10 == 9 else "red " * (1 + number % 2)
+        worse = None if spoiled and number % 3 == 2 else "red " * (1 + number % 2)
         lines.append({"image": f"{number}.png", "conversations": asked, "chosen": "blue wins", "rejected": worse})
     path.write_text("\n".join(map(json.dumps, lines)))
 
@@ -88,6 +93,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "tokenizer" / name).write_bytes(content)
     write_pairs(folder / "pairs.jsonl", range(40))
     write_pairs(folder / "held_out.jsonl", range(100, 120))
+    write_pairs(folder / "spoiled.jsonl", range(200, 230), spoiled=True)
     (folder / "run.yaml").write_text(RUN_FILE.format(folder=folder, steps=STEPS))
     return folder
 
@@ -126,9 +132,9 @@ class Stopping:
         return getattr(self._feed, name)
 
 
-def lines_of(output: Path) -> list[dict]:
+def lines_of(output: Path, stage: str = "prefer") -> list[dict]:
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in lines if line["stage"] == "prefer"]
+    return [line for line in lines if line["stage"] == stage]
 
 
 def steady(line: dict) -> dict:
@@ -152,8 +158,7 @@ def test_the_margin_rises_on_held_out_pairs(finished: Path) -> None:
     margins = [line["validation_reward_margin"] for line in held_out]
     assert len(margins) == STEPS // 2 and margins == sorted(margins) and margins[0] > 0.05
     assert held_out[-1]["validation_loss"] < np.log(2) and held_out[-1]["validation_reward_accuracy"] > 0.9
-    skipped = sum(line["skipped_records"] for line in steps)
-    assert skipped > 0 and skipped == sum(line.get("skipped_no_rejected", 0) for line in steps)
+    assert sum(line.get("skipped_no_rejected", 0) for line in lines_of(finished, "instruct")) > 0
 
 
 def test_what_is_left_is_a_model_with_what_was_frozen_as_it_was(folder: Path, finished: Path) -> None:
@@ -162,12 +167,13 @@ def test_what_is_left_is_a_model_with_what_was_frozen_as_it_was(folder: Path, fi
     assert {path.split("/")[0] for path in prefer.objective.own.shapes} == {"reference"}
     assert set(prefer.abstract.frozen) >= {"encoder", "decoder", "objective"}
     assert not any("objective" in str(path) for path, _ in jax.tree.leaves_with_path(prefer.abstract.optimizer_state))
-    begun = first_parameters(prefer, [instruct], run)
-    after = load_model(finished).parameters
-    assert set(after) == {"encoder", "connector", "decoder"}
-    jax.tree.map(np.testing.assert_array_equal, after["encoder"], begun["encoder"])
-    embedding = lambda tree: jax.tree.leaves(tree["decoder"]["embedding"])[0]  # noqa: E731
-    np.testing.assert_array_equal(embedding(after), embedding(begun))
+    begun = flatten_dict(first_parameters(prefer, [instruct], run), sep="/")
+    after = flatten_dict(load_model(finished).parameters, sep="/")
+    changed = {path for path, leaf in after.items() if not np.array_equal(leaf, begun[path])}
+    learned = {path for path in after if path.startswith("connector")} | {f"{path}/kernel" for path in prefer.adapters}
+    assert changed == learned and after.keys() == {path for path in begun if not path.startswith("objective")} - {
+        path for path in begun if "/adapter/" in path
+    }
 
 
 def test_a_crashed_run_goes_on_bit_identically(folder: Path, finished: Path, tmp_path: Path) -> None:
@@ -184,28 +190,34 @@ def test_a_crashed_run_goes_on_bit_identically(folder: Path, finished: Path, tmp
 
 def test_a_cached_reference_trains_as_a_live_one(folder: Path, finished: Path, tmp_path: Path, capsys) -> None:
     model = finished / "stages" / "0_instruct" / "checkpoints" / "2"
-    for name in ("pairs", "held_out"):
+    for name in ("pairs", "held_out", "spoiled"):
         files = ["--data", f"{folder}/{name}.jsonl", "--output", f"{tmp_path}/{name}.jsonl"]
         assert main(["score", str(model), *files, "--rows", "4"]) == 0
     told = capsys.readouterr().out
-    assert "skipped 4: no_rejected" in told and "36 pairs with the scores of" in told
+    assert "40 pairs with the scores of" in told and "skipped 10: no_rejected" in told
     first = json.loads((tmp_path / "pairs.jsonl").read_text().splitlines()[0])
     assert first["reference_template"] == "chatml" and "stage instruct, step 2" in first["reference_model"]
     shutil.copytree(finished / "stages" / "0_instruct", tmp_path / "run" / "stages" / "0_instruct")
     scored = [f"data.sources.{name}.files={tmp_path}/{name}.jsonl" for name in ("pairs", "held_out")]
-    cached = "stages.prefer.objective.variant.reference=cached"
-    run, stages = run_of(folder, tmp_path / "run", [cached, *scored])
+    run, stages = run_of(folder, tmp_path / "run", [CACHED, *scored])
     assert not plan_stages(stages, run)[1].objective.own.shapes
-    assert run_stages(stages[:2], run) is Outcome.FINISHED
-    # Bad pairs are gone from the scored files, so that the order is another: what agrees is where training begins.
-    lines = lines_of(run.folder)
-    assert lines[0]["loss"] == pytest.approx(np.log(2), abs=1e-5)
-    assert lines[-1]["validation_reward_margin"] > 0.05
-    unscored, stages = run_of(folder, tmp_path / "again", [cached])
-    shutil.copytree(finished / "stages" / "0_instruct", tmp_path / "again" / "stages" / "0_instruct")
-    with pytest.raises(ValueError, match=r"pairs.jsonl:\d+ has no reference_chosen.*mllm score"):
-        run_stages(stages, unscored)
-    other = ["stages.prefer.template=llama3", cached, *scored]
-    run, stages = run_of(folder, tmp_path / "again", other)
-    with pytest.raises(ValueError, match=r"was scored by a reference model that read \[\d+, \d+\] tokens"):
-        run_stages(stages, run)
+    assert run_stages(stages, run) is Outcome.FINISHED
+    for found, expected in zip(lines_of(run.folder), lines_of(finished), strict=True):
+        # An accuracy says nothing of margins that are all but 0, as at the first step.
+        for name in (name for name in expected if name.endswith(("loss", "reward", "margin", "log_probability"))):
+            assert found[name] == pytest.approx(expected[name], abs=1e-4, rel=1e-5), name
+
+
+def test_a_pair_without_the_score_that_is_needed_is_named_before_the_first_step(folder: Path, tmp_path: Path) -> None:
+    lines = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
+    scores = {"reference_chosen": -1.0, "reference_rejected": -2.0, "reference_tokens": [7, 8]}
+    (tmp_path / "scored.jsonl").write_text("\n".join(json.dumps(line | scores) for line in lines))
+    other = f"data.sources.pairs.files={tmp_path}/scored.jsonl"
+    for changes, message in (
+        ([CACHED], r"pairs.jsonl:\d+ has no reference_chosen.*mllm score"),
+        ([CACHED, other], r"was scored by a reference model that read \[7, 8\] tokens"),
+    ):
+        run, stages = run_of(folder, tmp_path / "run", changes)
+        request = FeedRequest(stages[1], "train", batch_sharding(run.mesh), None)
+        with pytest.raises(ValueError, match=message):
+            next(run.ingredients.open_feed(request))
