@@ -110,3 +110,20 @@ def test_a_trained_tokenizer_says_what_had_no_text(
     assert main(["tokenizer", "train", *inputs, "--output", str(target), "--vocabulary", "290"]) == 0
     assert "1 records without text: bad_record" in capsys.readouterr().out
     assert target.stat().st_size > 1000
+
+
+def test_score_writes_pairs_with_what_the_model_thinks_or_says_why_not(
+    model: str, image: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pair = {"image": Path(image).name, "prompt": "What is it?", "chosen": "A cat.", "rejected": "A red dog."}
+    (tmp_path / "pairs.json").write_text(json.dumps([pair, pair | {"rejected": "A cat."}]))
+    (tmp_path / "bad.json").write_text(json.dumps([pair | {"chosen": None}]))
+    asked = ["score", model, "--images", str(Path(image).parent), "--output", str(tmp_path / "scored.jsonl")]
+    assert main([*asked, "--data", str(tmp_path / "bad.json")]) == 1
+    assert "holds no pair that can be scored: no_chosen 1" in capsys.readouterr().err
+    assert not list(tmp_path.glob("scored*"))
+    assert main([*asked, "--data", str(tmp_path / "pairs.json")]) == 0
+    assert "skipped 1: equal_answers" in capsys.readouterr().out
+    (scored,) = map(json.loads, (tmp_path / "scored.jsonl").read_text().splitlines())
+    assert scored["reference_chosen"] < 0 and scored["reference_template"] == "vicuna_v1"
+    assert pair.items() <= scored.items() and scored["reference_tokens"][0] < scored["reference_tokens"][1]

@@ -22,9 +22,11 @@ from tests.support import two_process_stream
 from tests.support.tiny_stream import PREPARATION, render, stream_config, write_pairs
 
 
-def instructed(record: Record) -> RenderedRecord:
-    """The record with an instruction of its own for its image."""
-    return replace(render(record), instructions=(np.array([int(record.key[-4:])], np.int32),))
+def with_everything(record: Record) -> RenderedRecord:
+    """The record as a scored pair of twice the same, with an instruction of its own for its image."""
+    number = int(record.key[-4:])
+    rendered = replace(render(record), instructions=(np.array([number], np.int32),))
+    return replace(rendered, rejected=rendered, reference=(-number, -1.0))
 
 
 @pytest.mark.parametrize(
@@ -38,7 +40,7 @@ def instructed(record: Record) -> RenderedRecord:
 def test_the_global_batch_is_the_same_on_any_mesh(tmp_path, shape, names, spec):
     sources = {"pairs": write_pairs(tmp_path, (20, 9))}
     mesh = Mesh(np.array(jax.devices()).reshape(shape), names)
-    preparation = replace(PREPARATION, render=instructed, instruction_tokens=3)
+    preparation = replace(PREPARATION, render=with_everything, instruction_tokens=3, preferences=True, references=True)
     with Loader(stream_config(), sources, preparation, 8) as loader:
         expected = next(loader)
     with Loader(stream_config(), sources, preparation, 8, sharding=NamedSharding(mesh, spec)) as loader:

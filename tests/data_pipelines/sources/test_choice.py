@@ -6,6 +6,7 @@ from pydantic import TypeAdapter, ValidationError
 from data_pipelines.quota import Skip
 from data_pipelines.sources.choice import SourceConfig, source_of_path
 from data_pipelines.sources.llava_json import LlavaJsonConfig
+from data_pipelines.sources.preference_json import PreferenceJsonConfig
 from data_pipelines.sources.source import records
 from data_pipelines.sources.webdataset import WebDatasetConfig
 from data_pipelines.storage import Storage
@@ -16,6 +17,7 @@ def test_the_kind_says_which_source_it_is():
     choice = TypeAdapter(SourceConfig)
     assert isinstance(choice.validate_python({"kind": "webdataset", "shards": "a.tar"}), WebDatasetConfig)
     assert isinstance(choice.validate_python({"kind": "llava_json", "files": "a.json"}), LlavaJsonConfig)
+    assert isinstance(choice.validate_python({"kind": "preference_json", "files": "a.json"}), PreferenceJsonConfig)
     with pytest.raises(ValidationError, match="webdataset"):
         choice.validate_python({"kind": "parquet"})
     with pytest.raises(ValidationError, match="pattern"):
