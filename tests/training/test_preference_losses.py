@@ -80,7 +80,7 @@ VARIANTS = [
 ]
 
 
-@pytest.mark.parametrize(("formula", "config"), VARIANTS, ids=str)
+@pytest.mark.parametrize(("formula", "config"), VARIANTS, ids=lambda value: getattr(value, "__name__", str(value)))
 def test_losses_and_gradients_are_those_of_the_formula(formula, config):
     policy, reference, lengths = drawn()
     if config.kind == "kto":
@@ -100,7 +100,7 @@ def test_losses_and_gradients_are_those_of_the_formula(formula, config):
     assert np.abs(gradient).max() > 1e-3
 
 
-@pytest.mark.parametrize(("formula", "config"), VARIANTS, ids=str)
+@pytest.mark.parametrize(("formula", "config"), VARIANTS, ids=lambda value: getattr(value, "__name__", str(value)))
 def test_places_without_a_pair_change_nothing(formula, config):
     policy, reference, lengths = drawn()
     expected = compare(config, pairs_of(policy, reference, lengths))
