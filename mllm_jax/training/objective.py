@@ -37,7 +37,7 @@ def _as_it_is(batch: Batch) -> Batch:
     return batch
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class OwnParameters:
     """Parameters that stand under `objective/` while the stage runs; all train, or none."""
 
@@ -56,7 +56,7 @@ class OwnParameters:
         return frozenset(f"{OBJECTIVE}/{path}" for path in self.shapes)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Objective:
     """A loss, by what it is divided, and the parameters of its own."""
 
