@@ -39,7 +39,7 @@ from mllm_jax.models.fused import encoder_parts
 from mllm_jax.models.multimodal import MultimodalConfig, slot_features, tile_features
 from mllm_jax.models.parameters import abstract_parameters, init_parameters
 from mllm_jax.models.vit import ViTConfig
-from mllm_jax.pair_texts import caption_encoders
+from mllm_jax.pair_stages import caption_encoders, objective_weights
 from mllm_jax.parallel.mesh import make_mesh
 from mllm_jax.parallel.processes import is_first_process, start_processes
 from mllm_jax.parallel.rules import ParameterTree
@@ -109,6 +109,7 @@ def make_ingredients(config: RunConfig) -> Ingredients:
         precision=config.model.precision,
         initial_parameters=partial(_initial_parameters, config, model),
         open_feed=partial(_open_feed, config, model, tokenizer, instructions, captions),
+        objective_weights=partial(objective_weights, model),
         run={"model": description.model_dump(mode="json"), "run_file": config.model_dump(mode="json")},
         tokenizer_files=with_instruction_tokenizer(
             tokenizer.files(), instructions.tokenizer.files() if instructions else {}

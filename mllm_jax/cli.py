@@ -28,6 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--traceback", action="store_true", help="show where an error was raised")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     _add_run_verbs(verbs)
+    _add_scoring_verbs(verbs)
     _add_model_verbs(verbs)
     _add_tokenizer_verb(verbs)
     return parser
@@ -48,10 +49,12 @@ def _add_run_verbs(verbs) -> None:
     config.add_argument("--schema", action="store_true", help="print the JSON schema that editors check run files with")
 
 
-def _add_model_verbs(verbs) -> None:
-    what_is_model = "a run directory, an imported folder or a Hugging Face folder"
-    evaluate = _verb(verbs, "eval", "score a model's answers, beside the same model shown a blank image", _evaluate)
-    evaluate.add_argument("model", metavar="MODEL", help=what_is_model)
+WHAT_IS_MODEL = "a run directory, an imported folder or a Hugging Face folder"
+
+
+def _add_scoring_verbs(verbs) -> None:
+    evaluate = _verb(verbs, "eval", "score a model's answers, beside the same model shown other images", _evaluate)
+    evaluate.add_argument("model", metavar="MODEL", help=WHAT_IS_MODEL)
     evaluate.add_argument("--data", required=True, help="conversations (.json, .jsonl) or image-text tar shards")
     evaluate.add_argument("--images", help="folder or tar of the images that conversations name (default: beside it)")
     evaluate.add_argument("--limit", type=int, help="ask no more than this many questions")
@@ -66,15 +69,17 @@ def _add_model_verbs(verbs) -> None:
     score = _verb(
         verbs, "score", "write preference pairs with a model's log-probabilities, as a cached reference", _score
     )
-    score.add_argument("model", metavar="MODEL", help=what_is_model)
+    score.add_argument("model", metavar="MODEL", help=WHAT_IS_MODEL)
     score.add_argument("--data", required=True, metavar="PAIRS", help="preference pairs (.json, .jsonl)")
     score.add_argument("--images", help="folder of the images that pairs name (default: beside the data)")
     score.add_argument("--output", required=True, metavar="FILE.jsonl", help="where the pairs and their scores go")
     score.add_argument("--rows", type=int, default=8, help="answers scored at once (default: %(default)s)")
     score.add_argument("--template", metavar="NAME", help="chat template to write with (default: the model's own)")
 
+
+def _add_model_verbs(verbs) -> None:
     generate = _verb(verbs, "generate", "answer one prompt, or every line of a JSONL file", _generate)
-    generate.add_argument("--model", required=True, metavar="MODEL", help=what_is_model)
+    generate.add_argument("--model", required=True, metavar="MODEL", help=WHAT_IS_MODEL)
     generate.add_argument("--image", action="append", default=[], metavar="FILE", help="an image; may be given again")
     generate.add_argument("--prompt", metavar="TEXT", help="what to ask")
     generate.add_argument("--input", metavar="FILE.jsonl", help='lines of {"prompt": ..., "image": path or list}')
@@ -86,7 +91,7 @@ def _add_model_verbs(verbs) -> None:
     _add_sampling(generate)
 
     chat = _verb(verbs, "chat", "talk with a model in the terminal, about images too", _chat)
-    chat.add_argument("--model", required=True, metavar="MODEL", help=what_is_model)
+    chat.add_argument("--model", required=True, metavar="MODEL", help=WHAT_IS_MODEL)
     chat.add_argument("--image", action="append", default=[], metavar="FILE", help="an image to begin with")
     _add_sampling(chat)
 
@@ -97,7 +102,7 @@ def _add_model_verbs(verbs) -> None:
     import_.add_argument("output", metavar="OUT", help="a folder that is not there yet")
 
     export = _verb(verbs, "export", "write a model as a Hugging Face folder, or as this project's own", _export)
-    export.add_argument("model", metavar="RUN_OR_CHECKPOINT", help=what_is_model + ", or one checkpoint of a run")
+    export.add_argument("model", metavar="RUN_OR_CHECKPOINT", help=WHAT_IS_MODEL + ", or one checkpoint of a run")
     export.add_argument("output", metavar="HF_FOLDER", help="a folder that is not there yet")
     export.add_argument(
         "--format",

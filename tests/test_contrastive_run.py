@@ -12,17 +12,13 @@ import torch
 import transformers
 
 from mllm_jax.assemble import make_ingredients
-from mllm_jax.checkpoint.checkpointer import CheckpointConfig
 from mllm_jax.config import load_run
 from mllm_jax.interop.export import export
-from mllm_jax.interop.model_folder import LoadedModel, load_model
+from mllm_jax.interop.model_folder import LoadedModel
 from mllm_jax.models.vit import FeatureConfig, ViT
-from mllm_jax.parallel.mesh import MeshConfig, make_mesh
 from mllm_jax.run_file import RunFileError
-from mllm_jax.training.metrics import LoggingConfig
-from mllm_jax.training.plan import Run
-from mllm_jax.training.run import Outcome, run_stages
 from tests.support.captioned_colours import write_captioned_colours
+from tests.support.run_files import finished
 from tests.support.small_tokenizers import write_bert
 
 RUN_FILE = """
@@ -78,16 +74,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def trained(path: Path) -> LoadedModel:
     config = load_run(path)
-    run = Run(
-        folder=Path(config.output),
-        ingredients=make_ingredients(config),
-        mesh=make_mesh(MeshConfig(), jax.devices()[:1]),
-        checkpoint=CheckpointConfig(),
-        logging=LoggingConfig(every=1, tensorboard=False),
-        console=None,
-    )
-    assert run_stages(config.stages, run) is Outcome.FINISHED
-    return load_model(config.output)
+    return finished(config)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -13,7 +13,6 @@ from data_pipelines.record import Record, TextPart, Turn
 from data_pipelines.shards import ImageText, write_shards
 from data_pipelines.tokenizer import load_tokenizer
 from mllm_jax.assemble import make_ingredients
-from mllm_jax.checkpoint.checkpointer import CheckpointConfig
 from mllm_jax.config import load_run
 from mllm_jax.generation.answering import Answerer
 from mllm_jax.generation.batch import answer_prompt
@@ -22,11 +21,8 @@ from mllm_jax.generation.decode import DecodingConfig
 from mllm_jax.interop.equivalents import without_padding
 from mllm_jax.interop.export import export
 from mllm_jax.interop.model_folder import LoadedModel, load_model
-from mllm_jax.parallel.mesh import MeshConfig, make_mesh
 from mllm_jax.run_file import RunFileError
-from mllm_jax.training.metrics import LoggingConfig
-from mllm_jax.training.plan import Run
-from mllm_jax.training.run import Outcome, run_stages
+from tests.support.run_files import finished
 from tests.support.small_tokenizers import CHAT_TOKENS, sentencepiece_model, word_pieces, write_bert
 
 RUN_FILE = """
@@ -84,16 +80,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def trained(folder: Path) -> LoadedModel:
     config = load_run(folder / "run.yaml")
-    run = Run(
-        folder=Path(config.output),
-        ingredients=make_ingredients(config),
-        mesh=make_mesh(MeshConfig(), jax.devices()[:1]),
-        checkpoint=CheckpointConfig(),
-        logging=LoggingConfig(every=1, tensorboard=False),
-        console=None,
-    )
-    assert run_stages(config.stages, run) is Outcome.FINISHED
-    return load_model(config.output)
+    return finished(config)
 
 
 def test_it_trains_reads_questions_and_is_exported(folder: Path, tmp_path: Path) -> None:

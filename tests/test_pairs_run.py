@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from data_pipelines.tokenizer import load_tokenizer
 from mllm_jax.assemble import make_ingredients
-from mllm_jax.checkpoint.checkpointer import CheckpointConfig
 from mllm_jax.checkpoint.reading import last_stored_step, read_parameters
 from mllm_jax.config import RunConfig, load_run
 from mllm_jax.interop.export import export
@@ -24,11 +22,11 @@ from mllm_jax.parallel.mesh import MeshConfig, make_mesh
 from mllm_jax.parallel.rules import batch_sharding
 from mllm_jax.run_file import RunFileError
 from mllm_jax.training.ingredients import FeedRequest
-from mllm_jax.training.metrics import LoggingConfig
 from mllm_jax.training.plan import Run, plan_stages
 from mllm_jax.training.run import Outcome, run_stages
 from tests.support.captioned_colours import CAUSES, SAMPLES, colour_of, write_captioned_colours
 from tests.support.parity import assert_same_logits
+from tests.support.run_files import CutShortError, cut_short, run_of
 from tests.support.small_tokenizers import word_pieces, write_bert
 
 ROWS = 16
@@ -103,45 +101,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-class Broken(Exception):
-    """What ends a run in the middle of it."""
-
-
-def run_of(config: RunConfig, broken_at: int | None = None) -> Run:
-    ingredients = make_ingredients(config)
-
-    def open_feed(request: FeedRequest) -> Any:
-        feed = ingredients.open_feed(request)
-        return feed if broken_at is None or request.split == "validation" else BreakingFeed(feed, broken_at)
-
-    return Run(
-        folder=Path(config.output),
-        ingredients=replace(ingredients, open_feed=open_feed),
-        mesh=make_mesh(MeshConfig(), jax.devices()[:1]),
-        checkpoint=CheckpointConfig(every=60),
-        logging=LoggingConfig(every=1, tensorboard=False),
-        console=None,
-    )
-
-
-class BreakingFeed:
-    def __init__(self, feed: Any, broken_at: int) -> None:
-        self._feed, self._left = feed, broken_at
-
-    def __next__(self) -> Any:
-        self._left -= 1
-        if self._left < 0:
-            raise Broken
-        return next(self._feed)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._feed, name)
+SAVE_EVERY = 60
 
 
 @pytest.fixture(scope="module")
 def finished(folder: Path) -> tuple[RunConfig, Run]:
     config = load_run(folder / "run.yaml")
-    run = run_of(config)
+    run = run_of(config, save_every=SAVE_EVERY)
     assert run_stages(config.stages, run) is Outcome.FINISHED
     return config, run
 
@@ -189,9 +155,10 @@ def test_what_a_stage_leaves_is_a_blip2(finished: tuple[RunConfig, Run], tmp_pat
 def test_a_run_that_was_cut_off_ends_as_an_undisturbed_one(finished: tuple[RunConfig, Run], folder: Path) -> None:
     config = load_run(folder / "run.yaml", [f"output={folder}/cut"])
     stages = config.stages[:1]
-    with pytest.raises(Broken):
-        run_stages(stages, run_of(config, broken_at=100))
-    run = run_of(config)
+    cut = cut_short(make_ingredients(config), "represent", 100)
+    with pytest.raises(CutShortError):
+        run_stages(stages, run_of(config, cut, SAVE_EVERY))
+    run = run_of(config, save_every=SAVE_EVERY)
     assert run_stages(stages, run) is Outcome.FINISHED
     kept = []
     for each in (finished[1], run):

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -13,18 +12,16 @@ from PIL import Image
 
 from data_pipelines.tokenizer import load_tokenizer
 from mllm_jax.assemble import make_ingredients
-from mllm_jax.checkpoint.checkpointer import CheckpointConfig
 from mllm_jax.checkpoint.reading import latest_stored_step
 from mllm_jax.cli import main
 from mllm_jax.config import load_run
 from mllm_jax.interop.model_folder import load_model
-from mllm_jax.parallel.mesh import MeshConfig, make_mesh
 from mllm_jax.parallel.rules import batch_sharding
 from mllm_jax.training.ingredients import FeedRequest
-from mllm_jax.training.metrics import LoggingConfig
 from mllm_jax.training.plan import Run, plan_stages
 from mllm_jax.training.run import Outcome, run_stages
 from mllm_jax.training.stage_run import first_parameters
+from tests.support.run_files import CutShortError, cut_short, run_of
 from tests.support.small_tokenizers import CHAT_TOKENS, sentencepiece_model
 
 STEPS = 6
@@ -98,38 +95,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run_of(folder: Path, output: Path, changes=(), stop_after: int | None = None) -> Run:
-    """A run, whose second stage may lose its disk after so many batches."""
+def prepared(folder: Path, output: Path, changes=(), stop_after: int | None = None) -> tuple[Run, tuple]:
+    """A run and its stages, of which the second may be cut short after so many batches."""
     config = load_run(folder / "run.yaml", [f"output={output}", *changes])
     ingredients = make_ingredients(config)
-
-    def open_feed(request):
-        feed = ingredients.open_feed(request)
-        stops = stop_after is not None and request.split == "train" and request.stage.name == "prefer"
-        return Stopping(feed, stop_after) if stops else feed
-
-    return Run(
-        folder=output,
-        ingredients=replace(ingredients, open_feed=open_feed),
-        mesh=make_mesh(MeshConfig(), jax.devices()[:1]),
-        checkpoint=CheckpointConfig(every=2),
-        logging=LoggingConfig(every=1, tensorboard=False),
-        console=None,
-    ), config.stages
-
-
-class Stopping:
-    def __init__(self, feed, left: int):
-        self._feed, self._left = feed, left
-
-    def __next__(self):
-        if not self._left:
-            raise OSError("the disk is gone")
-        self._left -= 1
-        return next(self._feed)
-
-    def __getattr__(self, name):
-        return getattr(self._feed, name)
+    if stop_after is not None:
+        ingredients = cut_short(ingredients, "prefer", stop_after)
+    return run_of(config, ingredients, save_every=2), config.stages
 
 
 def lines_of(output: Path, stage: str = "prefer") -> list[dict]:
@@ -144,7 +116,7 @@ def steady(line: dict) -> dict:
 
 @pytest.fixture(scope="module")
 def finished(folder: Path) -> Path:
-    run, stages = run_of(folder, folder / "run")
+    run, stages = prepared(folder, folder / "run")
     assert run_stages(stages, run) is Outcome.FINISHED
     return run.folder
 
@@ -162,7 +134,7 @@ def test_the_margin_rises_on_held_out_pairs(finished: Path) -> None:
 
 
 def test_what_is_left_is_a_model_with_what_was_frozen_as_it_was(folder: Path, finished: Path) -> None:
-    run, stages = run_of(folder, finished)
+    run, stages = prepared(folder, finished)
     instruct, prefer = plan_stages(stages, run)
     assert {path.split("/")[0] for path in prefer.objective.own.shapes} == {"reference"}
     assert set(prefer.abstract.frozen) >= {"encoder", "decoder", "objective"}
@@ -178,10 +150,10 @@ def test_what_is_left_is_a_model_with_what_was_frozen_as_it_was(folder: Path, fi
 
 def test_a_crashed_run_goes_on_bit_identically(folder: Path, finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished / "stages" / "0_instruct", tmp_path / "run" / "stages" / "0_instruct")
-    run, stages = run_of(folder, tmp_path / "run", stop_after=3)
-    with pytest.raises(OSError, match="the disk is gone"):
+    run, stages = prepared(folder, tmp_path / "run", stop_after=3)
+    with pytest.raises(CutShortError):
         run_stages(stages, run)
-    run, stages = run_of(folder, tmp_path / "run")
+    run, stages = prepared(folder, tmp_path / "run")
     assert run_stages(stages, run) is Outcome.FINISHED
     assert latest_stored_step(run.folder).step == STEPS
     assert [steady(line) for line in lines_of(run.folder)] == [steady(line) for line in lines_of(finished)]
@@ -199,7 +171,7 @@ def test_a_cached_reference_trains_as_a_live_one(folder: Path, finished: Path, t
     assert first["reference_template"] == "chatml" and "stage instruct, step 2" in first["reference_model"]
     shutil.copytree(finished / "stages" / "0_instruct", tmp_path / "run" / "stages" / "0_instruct")
     scored = [f"data.sources.{name}.files={tmp_path}/{name}.jsonl" for name in ("pairs", "held_out")]
-    run, stages = run_of(folder, tmp_path / "run", [CACHED, *scored])
+    run, stages = prepared(folder, tmp_path / "run", [CACHED, *scored])
     assert not plan_stages(stages, run)[1].objective.own.shapes
     assert run_stages(stages, run) is Outcome.FINISHED
     for found, expected in zip(lines_of(run.folder), lines_of(finished), strict=True):
@@ -217,7 +189,7 @@ def test_a_pair_without_the_score_that_is_needed_is_named_before_the_first_step(
         ([CACHED], r"pairs.jsonl:\d+ has no reference_chosen.*mllm score"),
         ([CACHED, other], r"was scored by a reference model that read \[7, 8\] tokens"),
     ):
-        run, stages = run_of(folder, tmp_path / "run", changes)
+        run, stages = prepared(folder, tmp_path / "run", changes)
         request = FeedRequest(stages[1], "train", batch_sharding(run.mesh), None)
         with pytest.raises(ValueError, match=message):
             next(run.ingredients.open_feed(request))

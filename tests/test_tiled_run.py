@@ -12,7 +12,6 @@ from PIL import Image
 from data_pipelines.shards import ImageText, write_shards
 from data_pipelines.tokenizer import load_tokenizer, tokenizer_from_files
 from mllm_jax.assemble import make_ingredients
-from mllm_jax.checkpoint.checkpointer import CheckpointConfig
 from mllm_jax.config import RunConfig, load_run
 from mllm_jax.generation.answering import Answerer
 from mllm_jax.generation.batch import answer_prompt
@@ -21,11 +20,8 @@ from mllm_jax.interop.equivalents import without_padding
 from mllm_jax.interop.export import export
 from mllm_jax.interop.model_folder import LoadedModel, load_model
 from mllm_jax.models.parameters import init_parameters
-from mllm_jax.parallel.mesh import MeshConfig, make_mesh
 from mllm_jax.training.ingredients import FeedRequest
-from mllm_jax.training.metrics import LoggingConfig
-from mllm_jax.training.plan import Run
-from mllm_jax.training.run import Outcome, run_stages
+from tests.support.run_files import finished
 from tests.support.small_tokenizers import CHAT_TOKENS, sentencepiece_model
 
 RUN_FILE = """
@@ -76,16 +72,7 @@ def prepared_run(folder: Path, run_file: str = RUN_FILE) -> RunConfig:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
     config = prepared_run(tmp_path_factory.mktemp("tiled"))
-    run = Run(
-        folder=Path(config.output),
-        ingredients=make_ingredients(config),
-        mesh=make_mesh(MeshConfig(), jax.devices()[:1]),
-        checkpoint=CheckpointConfig(),
-        logging=LoggingConfig(every=1, tensorboard=False),
-        console=None,
-    )
-    assert run_stages(config.stages, run) is Outcome.FINISHED
-    return load_model(config.output)
+    return finished(config)
 
 
 def test_every_part_trains_and_the_newline_too(trained: LoadedModel) -> None:

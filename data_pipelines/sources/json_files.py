@@ -1,6 +1,7 @@
 """JSON arrays and JSONL files of records that name images, read one record at a time through an index of offsets."""
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any
 
@@ -36,7 +37,7 @@ class JsonFilesConfig(Config):
         return self
 
 
-class JsonFiles:
+class JsonFiles(ABC):
     """Reads one record at a time by its offset; the file is never in memory."""
 
     def __init__(self, config: JsonFilesConfig, storage: Storage) -> None:
@@ -93,9 +94,9 @@ class JsonFiles:
             return Skip("not_an_object", key, f"a {type(value).__name__}")
         return value
 
+    @abstractmethod
     def record(self, value: dict[str, Any], key: str) -> Record | Skip:
         """Returns what a JSON object says."""
-        raise NotImplementedError
 
     def images(self, named: Any, key: str) -> list[ImagePart] | Skip:
         """Returns the images that a record names: one, a list or none."""

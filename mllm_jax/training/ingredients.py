@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+import jax
 from jax.sharding import NamedSharding
 
 from data_pipelines.loader import LoadedBatch
@@ -51,6 +52,11 @@ class Ingredients:
     """From a tree of `ShapeDtypeStruct` with shardings to parameters with these dtypes and shardings, as they are
     before the first stage; gives the same values whenever it is called."""
     open_feed: Callable[[FeedRequest], Feed]
+    objective_weights: Callable[[StageConfig, Mapping[str, jax.ShapeDtypeStruct]], Mapping[str, jax.Array]] = (
+        lambda stage, abstract: {}
+    )
+    """What of the parameters that a stage's objective owns (by their paths below `objective/`, with shardings) is read
+    from files; all others begin as the objective says."""
     run: Json = field(default_factory=dict)
     """The resolved run file; goes into every checkpoint."""
     tokenizer_files: Mapping[str, bytes] = field(default_factory=dict)

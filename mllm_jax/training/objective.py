@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from data_pipelines.batch import Batch
+from data_pipelines.config_class import Config
 from mllm_jax.checkpoint.layout import OBJECTIVE
 from mllm_jax.models.layers.low_rank import Adapters
 from mllm_jax.parallel.rules import ParameterTree
@@ -17,6 +18,29 @@ from mllm_jax.parallel.rules import ParameterTree
 
 class ObjectiveError(ValueError):
     """An objective that a stage or a model cannot have; the message begins with the key."""
+
+
+class ObjectiveBase(Config):
+    """What a run file says of an objective; each kind names what keeps it from a stage."""
+
+    segments_fill_rows: ClassVar[bool] = True
+    """Whether a segment may be as long as a row, and so take as many positions of the decoder."""
+
+    def row_problem(self, row_length: int) -> str | None:
+        """What keeps this objective from rows of so many tokens; None: nothing."""
+        return None
+
+    def accumulation_problem(self, parts: int) -> str | None:
+        """What keeps this objective from batches in so many parts; None: nothing."""
+        return None
+
+    def slot_problem(self, rows: int, row_length: int, images_per_row: int) -> str | None:
+        """What keeps this objective from rows with so many image slots; None: nothing."""
+        return None
+
+    def plain(self) -> Self:
+        """The objective that validation measures."""
+        return self
 
 
 class Losses(NamedTuple):
@@ -47,8 +71,6 @@ class OwnParameters:
     """Logical names of their axes."""
     initial: Callable[[ParameterTree, Array], Mapping[str, Array]] = lambda parameters, key: {}
     """From the model's parameters as the stage begins, and a random key."""
-    stored: Callable[[Mapping[str, jax.ShapeDtypeStruct]], Mapping[str, Array]] = lambda abstract: {}
-    """Those that are read from files instead, from all of them with their shardings."""
     train: bool = True
 
     def paths(self) -> frozenset[str]:

@@ -25,7 +25,6 @@ from mllm_jax.training.ingredients import Ingredients
 from mllm_jax.training.metrics import LoggingConfig
 from mllm_jax.training.objective import Objective, ObjectiveError, OwnParameters, StageModel
 from mllm_jax.training.objectives.choice import make_objective
-from mllm_jax.training.objectives.pairs import PairsConfig
 from mllm_jax.training.optimizers import make_optimizer
 from mllm_jax.training.patterns import PatternError, choose
 from mllm_jax.training.rate_groups import Rates, make_rates
@@ -127,10 +126,8 @@ def _row_problems(config: StageConfig, mesh: Mesh) -> list[str]:
 
 def _position_problems(config: StageConfig, decoder: DecoderConfig) -> list[str]:
     """A position outside a table has no embedding, and packing may give a whole row to one segment."""
-    # The texts of pairs begin anew at every image, and are checked by their own length.
-    if decoder.positions != "learned" or isinstance(config.objective, PairsConfig):
-        return []
-    if config.row_length <= decoder.max_positions:
+    fitting = config.row_length <= decoder.max_positions or not config.objective.segments_fill_rows
+    if decoder.positions != "learned" or fitting:
         return []
     return [
         f"row_length: found {config.row_length}, expected at most {decoder.max_positions}, for as many tokens has the "

@@ -113,24 +113,22 @@ def first_parameters(stage: Stage, earlier: Sequence[Stage], run: Run) -> Parame
     places = {path: abstract[path].sharding for path in adapters}
     seed = run.ingredients.seed
     parameters = with_initial_adapters(stage.adapters, parameters, stage.axes, places, seed)
-    return parameters | _initial_own(stage, {path: abstract[path] for path in owned}, parameters, seed)
+    own = {path.removeprefix(f"{OBJECTIVE}/"): abstract[path] for path in owned}
+    return parameters | ({OBJECTIVE: unflatten_dict(_initial_own(stage, own, parameters, run), sep="/")} if own else {})
 
 
-def _initial_own(stage: Stage, abstract: Mapping[str, Any], parameters: ParameterTree, seed: int) -> ParameterTree:
-    """What the stage's objective owns, as it begins."""
-    if not abstract:
-        return {}
+def _initial_own(
+    stage: Stage, abstract: Mapping[str, jax.ShapeDtypeStruct], parameters: ParameterTree, run: Run
+) -> dict[str, Any]:
+    """What the stage's objective owns, as it begins, by paths below `objective/`."""
+    ingredients = run.ingredients
 
     def make(parameters: ParameterTree) -> dict[str, Any]:
-        made = stage.objective.own.initial(parameters, jax.random.key(seed))
-        return {
-            f"{OBJECTIVE}/{path}": leaf.astype(abstract[f"{OBJECTIVE}/{path}"].dtype) for path, leaf in made.items()
-        }
+        made = stage.objective.own.initial(parameters, jax.random.key(ingredients.seed))
+        return {path: leaf.astype(abstract[path].dtype) for path, leaf in made.items()}
 
     made = jax.jit(make, out_shardings={path: leaf.sharding for path, leaf in abstract.items()})(parameters)
-    below = {path.removeprefix(f"{OBJECTIVE}/"): leaf for path, leaf in abstract.items()}
-    stored = {f"{OBJECTIVE}/{path}": leaf for path, leaf in stage.objective.own.stored(below).items()}
-    return unflatten_dict(made | stored, sep="/")
+    return made | dict(ingredients.objective_weights(stage.config, abstract))
 
 
 def _left_by(earlier: Sequence[Stage], abstract: ParameterTree, run: Run) -> ParameterTree:

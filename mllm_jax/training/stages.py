@@ -7,7 +7,6 @@ from mllm_jax.models.layers.low_rank import LowRankConfig
 from mllm_jax.training.averages import AverageConfig
 from mllm_jax.training.objectives.choice import ObjectiveConfig
 from mllm_jax.training.objectives.next_token import NextTokenConfig
-from mllm_jax.training.objectives.pairs import PairsConfig
 from mllm_jax.training.optimizers import AdamWConfig, OptimizerConfig
 from mllm_jax.training.rate_groups import RateGroupConfig
 from mllm_jax.training.schedules import ScheduleConfig, make_schedule
@@ -77,15 +76,11 @@ class StageConfig(Config):
             raise ValueError("nothing trains: name parameters in trainable, or adapters")
         if self.rows % self.accumulate:
             raise ValueError(f"rows {self.rows} cannot be cut into accumulate {self.accumulate} equal parts")
+        make_schedule(self.schedule, self.steps)
         problem = self.objective.accumulation_problem(self.accumulate)
+        problem = problem or self.objective.slot_problem(self.rows, self.row_length, self.images_per_row)
         if problem is not None:
             raise ValueError(problem)
-        make_schedule(self.schedule, self.steps)
-        if isinstance(self.objective, PairsConfig):
-            shape = self.rows, self.row_length, self.images_per_row, self.accumulate
-            problem = self.objective.stage_problem(*shape)
-            if problem is not None:
-                raise ValueError(problem)
         return self
 
     def mixtures(self) -> dict[tuple[str, ...], Mixture]:

@@ -53,10 +53,6 @@ class ContrastiveObjectiveConfig(PairsConfig):
     initial_bias: float = -10.0
     """What is added to them in siglip, at the start; it is learned."""
 
-    def plain(self) -> "ContrastiveObjectiveConfig":
-        """The objective that validation measures: the same."""
-        return self
-
 
 def make_towers(stage: StageModel, config: ContrastiveObjectiveConfig) -> Towers:
     """The two towers of a model.

@@ -9,7 +9,6 @@ from jaxtyping import Array, Float
 from pydantic import Field
 
 from data_pipelines.batch import Batch
-from data_pipelines.config_class import Config
 from mllm_jax.models.layers.experts import ROUTING, balance_loss, normaliser_loss, total_sums
 from mllm_jax.models.layers.low_rank import DROPOUT, NO_ADAPTERS, Adapters, adapted
 from mllm_jax.parallel.rules import ParameterTree
@@ -20,11 +19,11 @@ from mllm_jax.training.cross_entropy import (
     chunked_cross_entropy,
     weighted_cross_entropy,
 )
-from mllm_jax.training.objective import Losses, Objective
+from mllm_jax.training.objective import Losses, Objective, ObjectiveBase
 from mllm_jax.training.weighting import Weighting, weighted_by
 
 
-class NextTokenConfig(Config):
+class NextTokenConfig(ObjectiveBase):
     """Next-token prediction."""
 
     kind: Literal["next_token"] = "next_token"
@@ -46,12 +45,7 @@ class NextTokenConfig(Config):
     """Weight of the square of the routers' normalisers, which keeps their logits small (z-loss, arXiv:2202.08906)."""
 
     def row_problem(self, row_length: int) -> str | None:
-        """What keeps this objective from rows of so many tokens; None: nothing."""
         return chunk_problem(self.chunk_tokens, row_length)
-
-    def accumulation_problem(self, parts: int) -> str | None:
-        """What keeps this objective from batches in so many parts; None: nothing."""
-        return None
 
     def plain(self) -> "NextTokenConfig":
         """The objective that validation measures: the mean negative log-likelihood of a supervised token."""

@@ -1,7 +1,7 @@
 """What all objectives on pairs of an image and its text have in common: what a stage must be for them, and their view
 of a batch."""
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,33 +9,26 @@ from jaxtyping import Array, Bool, Int, UInt8
 from pydantic import Field
 
 from data_pipelines.batch import Batch
-from data_pipelines.config_class import Config
+from mllm_jax.training.objective import ObjectiveBase
 
 
-class PairsConfig(Config):
+class PairsConfig(ObjectiveBase):
     """Each record is one image and its text; see `data_pipelines.transforms.pairs`."""
 
     text_tokens: int = Field(default=32, gt=2)
     """Longest text in tokens, its first and last special token included; of a longer one the end is cut."""
 
-    def row_problem(self, row_length: int) -> str | None:
-        """What keeps this objective from rows of so many tokens; None: nothing."""
-        return None
+    segments_fill_rows: ClassVar[bool] = False
 
-    def accumulation_problem(self, accumulate: int) -> str | None:
-        """What keeps this objective from rows cut into so many parts; None: nothing."""
-        if accumulate == 1:
+    def accumulation_problem(self, parts: int) -> str | None:
+        if parts == 1:
             return None
         return (
-            f"accumulate: found {accumulate}, expected 1: each image is told from all others of the global batch, of "
+            f"accumulate: found {parts}, expected 1: each image is told from all others of the global batch, of "
             "which a part of the rows has fewer, so that the loss would be another one"
         )
 
-    def stage_problem(self, rows: int, row_length: int, images_per_row: int, accumulate: int) -> str | None:
-        """What keeps this objective from a stage of this shape; None: nothing."""
-        problem = self.accumulation_problem(accumulate)
-        if problem is not None:
-            return problem
+    def slot_problem(self, rows: int, row_length: int, images_per_row: int) -> str | None:
         if rows * images_per_row < 2:
             return f"images_per_row: {rows} rows of {images_per_row} image slots hold no two pairs to tell apart"
         if row_length < images_per_row * self.text_tokens:

@@ -12,13 +12,12 @@ from jaxtyping import Array, Float
 from pydantic import Field
 
 from data_pipelines.batch import Batch
-from data_pipelines.config_class import Config
 from mllm_jax.checkpoint.layout import OBJECTIVE
 from mllm_jax.models.adapters import adapter_paths
 from mllm_jax.models.layers.low_rank import DROPOUT, NO_ADAPTERS, Adapters, adapted
 from mllm_jax.parallel.rules import ParameterTree
 from mllm_jax.training.cross_entropy import Logits, chunk_problem, chunked_token_losses, token_losses
-from mllm_jax.training.objective import Losses, Objective, OwnParameters, StageModel
+from mllm_jax.training.objective import Losses, Objective, ObjectiveBase, OwnParameters, StageModel
 from mllm_jax.training.objectives.next_token import hidden_states, image_features
 from mllm_jax.training.objectives.preference_losses import (
     BothAnswers,
@@ -37,7 +36,7 @@ REFERENCE = "reference"
 _IMAGE_PARTS = ("encoder", "connector")
 
 
-class PreferenceConfig(Config):
+class PreferenceConfig(ObjectiveBase):
     """Preference tuning on pairs of a better and a worse answer."""
 
     kind: Literal["preference"] = "preference"
@@ -56,21 +55,15 @@ class PreferenceConfig(Config):
         return getattr(self.variant, "reference", None)
 
     def row_problem(self, row_length: int) -> str | None:
-        """What keeps this objective from rows of so many tokens; None: nothing."""
         return chunk_problem(self.chunk_tokens, row_length)
 
     def accumulation_problem(self, parts: int) -> str | None:
-        """What keeps this objective from batches in so many parts; None: nothing."""
         if parts == 1 or not isinstance(self.variant, KTOConfig):
             return None
         return (
             f"accumulate: found {parts}, expected 1, as objective.variant kto compares every pair with the mean over "
             "the whole batch; use fewer rows, or another variant"
         )
-
-    def plain(self) -> "PreferenceConfig":
-        """The objective that validation measures: the same one."""
-        return self
 
 
 def preference_objective(stage: StageModel, config: PreferenceConfig) -> Objective:

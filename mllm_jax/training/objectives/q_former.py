@@ -20,7 +20,6 @@ from pydantic import Field, model_validator
 
 from data_pipelines.batch import Batch
 from data_pipelines.config_class import Config
-from mllm_jax.interop.bert_weights import load_bert
 from mllm_jax.models.connectors.q_former import QFormerConfig, QFormerTextConfig
 from mllm_jax.models.connectors.q_former_heads import PAIR_AXES, PairQFormer
 from mllm_jax.models.layers.low_rank import adapted
@@ -118,6 +117,11 @@ def text_of(config: QFormerObjectiveConfig, connector: Any) -> QFormerTextConfig
     return text
 
 
+def with_text(config: QFormerObjectiveConfig, connector: Any) -> QFormerConfig:
+    """The connector's Q-Former with the text side that the losses are made with; raises as `text_of`."""
+    return connector.model_copy(update={"text": text_of(config, connector)})
+
+
 def begin_token(config: QFormerObjectiveConfig, text: QFormerTextConfig) -> int:
     """The row of the word embedding that begins a caption."""
     return text.vocab_size - 1 if config.begin_token is None else config.begin_token
@@ -134,8 +138,7 @@ def q_former_objective(stage: StageModel, config: QFormerObjectiveConfig) -> Obj
     text = text_of(config, connector)
     if model.config.tiling is not None:
         raise ObjectiveError("objective.kind: 'q_former' reads images of one slot each; set model.tiling to null")
-    whole = connector.model_copy(update={"text": text})
-    module = PairQFormer(whole, config.width, model.dtype, model.param_dtype)
+    module = PairQFormer(with_text(config, connector), config.width, model.dtype, model.param_dtype)
 
     def losses(parameters: ParameterTree, batch: Batch, key: Array | None) -> Losses:
         pairs = pairs_of(batch, config.text_tokens)
@@ -187,18 +190,10 @@ def _own_parameters(module: PairQFormer, config: QFormerObjectiveConfig, connect
         made = own(unboxed(makes(key, *inputs)["params"]))
         return made | {TEMPERATURE: jnp.asarray(config.temperature, jnp.float32)}
 
-    def stored(abstract: Mapping[str, jax.ShapeDtypeStruct]) -> Mapping[str, Array]:
-        if config.weights is None:
-            return {}
-        places = {path.removeprefix(f"{TEXT}/"): path for path in abstract}
-        asked = {place: abstract[path] for place, path in places.items()}
-        return {places[place]: leaf for place, leaf in load_bert(config.weights, module.config, asked).items()}
-
     return OwnParameters(
         shapes=own(unboxed(boxed)) | {TEMPERATURE: jax.ShapeDtypeStruct((), jnp.float32)},
         axes=own(axes_of(boxed)) | {TEMPERATURE: ()},
         initial=initial,
-        stored=stored,
     )
 
 

@@ -1,16 +1,17 @@
-"""What reads the texts of stages that learn from pairs of an image and its text."""
+"""What stages that learn from pairs of an image and its text take from files: tokenizers of the texts, and weights."""
 
 from collections.abc import Mapping, Sequence
+
+import jax
 
 from data_pipelines.tokenizer import Tokenizer, load_tokenizer
 from data_pipelines.transforms.instructions import around
 from data_pipelines.transforms.pairs import CaptionEncoder
-from mllm_jax.interop.bert_weights import check_bert_folder
+from mllm_jax.interop.bert_weights import check_bert_folder, load_bert
 from mllm_jax.interop.hub import local_folder
-from mllm_jax.models.connectors.q_former import QFormerConfig
 from mllm_jax.models.multimodal import MultimodalConfig
 from mllm_jax.training.objectives.contrastive import ContrastiveObjectiveConfig
-from mllm_jax.training.objectives.q_former import QFormerObjectiveConfig, begin_token, text_of
+from mllm_jax.training.objectives.q_former import TEXT, QFormerObjectiveConfig, begin_token, text_of, with_text
 from mllm_jax.training.stages import StageConfig
 
 
@@ -45,6 +46,25 @@ def caption_encoders(
     return found
 
 
+def objective_weights(
+    model: MultimodalConfig, stage: StageConfig, abstract: Mapping[str, jax.ShapeDtypeStruct]
+) -> Mapping[str, jax.Array]:
+    """What a stage's objective owns and reads from the folder of a BERT.
+
+    Args:
+        model: the run's architecture.
+        stage: one of the run's.
+        abstract: what its objective owns, by paths below `objective/`, with shardings.
+    """
+    objective = stage.objective
+    if not isinstance(objective, QFormerObjectiveConfig) or objective.weights is None:
+        return {}
+    places = {path.removeprefix(f"{TEXT}/"): path for path in abstract}
+    asked = {place: abstract[path] for place, path in places.items()}
+    loaded = load_bert(objective.weights, with_text(objective, model.connector), asked)
+    return {places[place]: leaf for place, leaf in loaded.items()}
+
+
 def _around_of_decoder(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
     """A start token, where the tokenizer begins texts with one, and the end token, which stands for the whole text."""
     if tokenizer.eos_id is None:
@@ -62,8 +82,7 @@ def _q_former_tokenizer(
     """The tokenizer of the text side, checked against it."""
     text, own = text_of(objective, model.connector), objective.text
     if objective.weights is not None:
-        assert isinstance(model.connector, QFormerConfig)  # Or it has no text side.
-        check_bert_folder(objective.weights, model.connector.model_copy(update={"text": text}), "objective.weights")
+        check_bert_folder(objective.weights, with_text(objective, model.connector), "objective.weights")
     key = "model.instruction_tokenizer" if own is None else "objective.text.tokenizer"
     tokenizer = connectors if own is None else load_tokenizer(local_folder(own.tokenizer), added_tokens=())
     assert tokenizer is not None  # A connector with text has one; the run file is checked for it.
