@@ -17,7 +17,7 @@ from mllm_jax.models.multimodal import MultimodalConfig
 
 BLANK, SHUFFLED = "blank", "shuffled"
 
-HEADINGS = {BLANK: "blank image", SHUFFLED: "another image"}
+HEADINGS = {BLANK: "blank image", SHUFFLED: "other image"}
 """Of the columns of a table."""
 
 

@@ -1,6 +1,5 @@
 """Asks a model every question of a data set, and the same model shown blank images or those of other questions."""
 
-import contextlib
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -158,18 +157,24 @@ def _ready(
             ready = _prepared(answerer, item, contents)
         except ImageError as error:
             skipped[error.cause] += 1
-        except ValueError:
+            continue
+        if ready is None:
             skipped["too_long"] += 1
-        else:
-            for content in (item.kind.encode(), item.text.encode(), item.reference.encode(), *contents.values()):
-                digest(hashlib.sha256(content).digest())
-            yield ready
+            continue
+        for content in (item.kind.encode(), item.text.encode(), item.reference.encode(), *contents.values()):
+            digest(hashlib.sha256(content).digest())
+        yield ready
 
 
-def _prepared(answerer: Answerer, question: Question, contents: Mapping[ImagePart, bytes] | None = None) -> _Ready:
-    """Raises ImageError for an image that cannot be decoded, ValueError for a question that is too long."""
+def _prepared(
+    answerer: Answerer, question: Question, contents: Mapping[ImagePart, bytes] | None = None
+) -> _Ready | None:
+    """What is asked, or None for a question that is too long; raises ImageError for an image that is none."""
     prompt = answerer.prompt(question.record, contents.__getitem__ if contents else None)
-    answerer.check(prompt)
+    try:
+        answerer.check(prompt)
+    except ValueError:
+        return None
     rendered = answerer.rendered(question.answered())
     answered = replace(prompt, tokens=rendered.tokens, in_answer=rendered.in_answer)
     return _Ready(question, prompt, answered, rendered.supervised)
@@ -203,9 +208,11 @@ def _baselines(
         found[SHUFFLED] = {}
         for place, question in enumerate(questions):
             others = (*questions[place + 1 :], *questions[:place], *earlier)
-            if (other := with_images_of_another(question, others)) is not None:
-                with contextlib.suppress(ValueError):  # Tiles of another image may make it too long.
-                    found[SHUFFLED][place] = _prepared(answerer, other)
+            other = with_images_of_another(question, others)
+            # The tiles of another image may make it too long.
+            ready = None if other is None else _prepared(answerer, other)
+            if ready is not None:
+                found[SHUFFLED][place] = ready
     return found
 
 

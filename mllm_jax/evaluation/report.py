@@ -63,10 +63,12 @@ def scores_table(evaluation: Evaluation) -> Table:
     baselines = {name: _by_kind_and_all(results) for name, results in asked_too.items()}
     has_boxes = any(each.overlap is not None for each in totals.values())
     has_losses = any(each.loss is not None for each in totals.values())
-    table = Table(title=f"{evaluation.loaded.source} on {evaluation.data}", caption=_caption(evaluation))
+    table = Table(
+        title=f"{evaluation.loaded.source} on {evaluation.data}", caption=_caption(evaluation), pad_edge=False
+    )
     table.add_column("kind")
     beside = [HEADINGS[name] for name in baselines]
-    headings = ["questions", "right", *(f"right, {name}" for name in beside)]
+    headings = ["asked", "right", *(f"right, {name}" for name in beside)]
     headings += ["IoU"] if has_boxes else []
     headings += ["loss", *(f"loss, {name}" for name in beside)] if has_losses else []
     for heading in headings:

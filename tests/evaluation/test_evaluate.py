@@ -19,7 +19,7 @@ from mllm_jax.evaluation.questions import Question, read_questions
 from mllm_jax.evaluation.report import scores_json, scores_table, write_report
 from mllm_jax.interop.export import export
 from mllm_jax.interop.model_folder import LoadedModel, load_model
-from tests.support.hugging_face_folders import write_image, write_llava
+from tests.support.hugging_face_folders import write_decoder, write_image, write_llava
 
 CONFIG = EvaluationConfig(rows=4, max_new_tokens=4)
 
@@ -174,6 +174,21 @@ def test_a_question_is_asked_with_the_images_of_another_too(loaded: LoadedModel,
         assert result.loss != each.result.loss
 
 
+def test_the_table_of_all_baselines_fits_a_terminal(loaded: LoadedModel, tmp_path: Path) -> None:
+    config = EvaluationConfig(rows=2, max_new_tokens=4, shuffled=True)
+    evaluation = evaluate(loaded, write_data(tmp_path / "data", {}), config)
+    with (tmp_path / "table").open("w") as file:
+        Console(width=80, file=file).print(scores_table(evaluation))
+    assert "…" not in (tmp_path / "table").read_text()
+
+
+def test_a_language_model_without_eyes_is_not_asked_about_images(tmp_path: Path) -> None:
+    write_decoder(tmp_path / "decoder")
+    blind = load_model(tmp_path / "decoder", chat_template=VICUNA_V1)
+    with pytest.raises(ValueError, match="is a language model without eyes"):
+        evaluate(blind, write_data(tmp_path / "data", {}), CONFIG)
+
+
 def test_a_single_image_has_no_other(loaded: LoadedModel, tmp_path: Path) -> None:
     image = write_image(tmp_path / "image.png").read_bytes()
     write_shards([ImageText(image=image, caption="a red digit", extension="png")], tmp_path / "shards")
@@ -181,7 +196,7 @@ def test_a_single_image_has_no_other(loaded: LoadedModel, tmp_path: Path) -> Non
     assert scores_json(evaluation)["shuffled_scores"] is None
     with (tmp_path / "table").open("w") as file:
         Console(width=160, file=file).print(scores_table(evaluation))
-    assert "another image" not in (tmp_path / "table").read_text()
+    assert "other image" not in (tmp_path / "table").read_text()
 
 
 def test_data_without_a_question_is_an_error(loaded: LoadedModel, tmp_path: Path) -> None:
