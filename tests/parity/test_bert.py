@@ -1,5 +1,7 @@
 """A Q-Former that begins as a BERT: texts become what they become in BERT, and queries read by BERT's blocks too."""
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from mllm_jax.models.connectors.q_former import QFormerTextConfig, open_mask
 from mllm_jax.models.connectors.q_former_heads import PairQFormer
 from mllm_jax.models.multimodal import MultimodalConfig
 from mllm_jax.models.parameters import abstract_parameters
+from mllm_jax.pair_stages import objective_weights
 from mllm_jax.parallel.mesh import MeshConfig, make_mesh
 from mllm_jax.training.objectives.q_former import OwnTextConfig, QFormerObjectiveConfig
 from mllm_jax.training.plan import plan_stages
@@ -104,6 +107,7 @@ def test_a_stage_begins_with_the_text_side_of_bert(tmp_path: Path) -> None:
     )
     values = tiny_stages()[0].model_dump() | {"objective": objective.model_dump()}
     run = tiny_run(tmp_path / "run", make_mesh(MeshConfig(), jax.devices()[:1]), model=config)
+    run = replace(run, ingredients=replace(run.ingredients, objective_weights=partial(objective_weights, config)))
     (stage,) = plan_stages([StageConfig.model_validate(values)], run)
     own = flatten_dict(first_parameters(stage, [], run)["objective"], sep="/")
     with_text = q_former_model(TEXT)
