@@ -19,7 +19,14 @@ from mllm_jax.interop.families.choice import family_of_config, family_of_folder
 from mllm_jax.interop.families.family import FamilyError
 from mllm_jax.models.multimodal import Multimodal, MultimodalConfig, slot_features, tile_features
 from tests.support.hugging_face_folders import randomise
-from tests.support.parity import assert_close, assert_loads_whole, read_config, read_parameters, write_folder
+from tests.support.parity import (
+    assert_close,
+    assert_loads_whole,
+    assert_same_gradients,
+    read_config,
+    read_parameters,
+    write_folder,
+)
 from tests.support.proofs import Prover
 
 IMAGE = 60
@@ -78,17 +85,21 @@ def drawn_prompt(config: MultimodalConfig, sizes: tuple[tuple[int, int], ...], s
     return Prompt(np.array(tokens, np.int32), tuple(starts), images, layouts)
 
 
-def their_logits(config: MultimodalConfig, model: Any, prompt: Prompt) -> torch.Tensor:
+def their_inputs(config: MultimodalConfig, prompt: Prompt) -> dict[str, torch.Tensor]:
     """Their model pads images to the same number of tiles."""
     most = max(len(image) for image in prompt.images)
     padded = np.stack([np.pad(image, ((0, most - len(image)), (0, 0), (0, 0), (0, 0))) for image in prompt.images])
     normalised = (padded / 255.0 - np.array(config.encoder.pixel_mean)) / np.array(config.encoder.pixel_std)
+    return {
+        "input_ids": torch.tensor(prompt.tokens).long()[None],
+        "pixel_values": torch.tensor(normalised.transpose(0, 1, 4, 2, 3), dtype=torch.float32),
+        "image_sizes": torch.tensor([layout.size for layout in prompt.layouts]),
+    }
+
+
+def their_logits(config: MultimodalConfig, model: Any, prompt: Prompt) -> torch.Tensor:
     with torch.no_grad():
-        return model(
-            input_ids=torch.tensor(prompt.tokens)[None],
-            pixel_values=torch.tensor(normalised.transpose(0, 1, 4, 2, 3), dtype=torch.float32),
-            image_sizes=torch.tensor([layout.size for layout in prompt.layouts]),
-        ).logits
+        return model(**their_inputs(config, prompt)).logits
 
 
 class Ours:
@@ -142,6 +153,18 @@ def test_exported_weights_are_the_imported_ones(
     assert_loads_whole(transformers.LlavaNextForConditionalGeneration, exported, model)
     assert read_config(exported, scan) == config
     proven(folder, "export")
+
+
+def test_gradients_of_one_step(tmp_path: Path, proven: Prover) -> None:
+    """Through tiles, the padding that is cut off and the ends of their lines."""
+    model = make(tmp_path)
+    config = read_config(tmp_path)
+    prompt = drawn_prompt(config, ((33, 97), (60, 20)))
+    batch, _ = pad_prompts([prompt], slot_features(config), (SIDE, SIDE), rows=1)
+    texts = [array[:, : len(prompt.tokens)] for array in (batch.tokens, batch.segment_ids, batch.positions)]
+    arrays = *texts, batch.images, batch.image_mask, batch.image_index[:, : len(prompt.tokens)]
+    assert_same_gradients(config, tmp_path, model, [*map(jnp.asarray, arrays)], their_inputs(config, prompt))
+    proven(tmp_path, "train")
 
 
 def test_the_tiling_is_that_of_the_config(llava_next: tuple[Path, Any]) -> None:
