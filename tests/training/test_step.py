@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from mllm_jax.models.layers.experts import ExpertsConfig
 from mllm_jax.models.parameters import abstract_parameters, logical_axes, make_model
 from mllm_jax.parallel.mesh import MeshConfig, make_mesh
 from mllm_jax.parallel.rules import batch_sharding, parameter_shardings, use_mesh
@@ -35,11 +36,11 @@ def schedule(step):
 RATES = Rates({"": schedule})
 
 
-def one_step(mesh, objective=OBJECTIVE, options=PLAIN, trainable=TRAINABLE, batch=None):
+def one_step(mesh, objective=OBJECTIVE, options=PLAIN, trainable=TRAINABLE, batch=None, model=MODEL):
     """With plain SGD at rate 1, the change of the parameters is the gradient."""
     optimizer = optax.sgd(schedule)
-    parameters = abstract_parameters(MODEL)
-    shardings = parameter_shardings(logical_axes(MODEL), parameters, mesh)
+    parameters = abstract_parameters(model)
+    shardings = parameter_shardings(logical_axes(model), parameters, mesh)
     abstract = abstract_state(
         parameters, shardings, trainable, jnp.float32, optimizer, mesh, average=options.average is not None
     )
@@ -77,6 +78,16 @@ def check_same(found, expected):
 )
 def test_loss_and_gradients_are_the_same_on_every_mesh(config, alone):
     check_same(one_step(make_mesh(config)), alone)
+
+
+def test_a_mixture_of_experts_is_the_same_with_its_experts_apart():
+    """The losses of its routers are part of it."""
+    experts = ExpertsConfig(count=4, chosen=2, width=8)
+    model = MODEL.model_copy(update={"decoder": MODEL.decoder.model_copy(update={"experts": experts})})
+    objective = next_token_objective(make_model(model), NextTokenConfig(balance_weight=0.1, router_weight=0.01))
+    alone = one_step(make_mesh(MeshConfig(), jax.devices()[:1]), objective, model=model)
+    apart = one_step(make_mesh(MeshConfig(data=2, fsdp=2, expert=2)), objective, model=model)
+    check_same(apart, alone)
 
 
 def test_loss_and_gradients_do_not_depend_on_accumulation(alone):
