@@ -30,7 +30,7 @@ demo-clean:  ## remove what the demo made
 	rm -rf demo
 
 test: $(TEST_INSTALLED)  ## run the test suite
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 soak: $(TEST_INSTALLED)  ## run the long tests
 	$(BIN)/python -m pytest -n 2 -m soak

@@ -3,6 +3,7 @@
 import json
 import math
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -126,6 +127,7 @@ TWICE = [pytest.param(name, marks=pytest.mark.soak) if name == "llava15_13b.yaml
 def test_the_tiny_twin_trains_and_lowers_its_loss(name, small_demo, tmp_path, monkeypatch):
     """On batches that stay the same; the loop itself compares the frozen parameters' bits, first step and last."""
     monkeypatch.chdir(small_demo)
+    monkeypatch.setattr("mllm_jax.assemble.make_mesh", partial(make_mesh, devices=jax.devices()[:1]))
     stages = read_run_file(CONFIGS / name).values["stages"]
     changes = ["variant=tiny", f"output={tmp_path}", "data.lanes=2"]
     for stage in stages:
