@@ -1,4 +1,5 @@
-"""The demo's data on disk: captioned shards for alignment, conversations for instruction, questions for the test."""
+"""The demo's data on disk: captioned shards for alignment, conversations for instruction, pairs of answers for
+preference tuning, questions for the test."""
 
 import io
 import json
@@ -16,7 +17,7 @@ from pydantic import Field
 
 from data_pipelines.config_class import Config
 from data_pipelines.shards import ImageText, write_shards
-from mllm_jax.demo.questions import Question, caption, conversation, one_of_each_kind
+from mllm_jax.demo.questions import Question, caption, compared, conversation, one_of_each_kind
 from mllm_jax.demo.scenes import Scene, SceneConfig, Split, compose, load_digit_images
 
 PAIRS_PER_SHARD = 2000
@@ -30,7 +31,8 @@ class DatasetConfig(Config):
     pairs: int = Field(default=12000, gt=0)
     """Captioned scenes to align on."""
     chats: int = Field(default=8000, gt=0)
-    """Scenes with a conversation to instruct on; none of them is among the captioned ones."""
+    """Scenes with a conversation to instruct on, and a question with a right and a wrong answer; none of them is among
+    the captioned ones."""
     held_out: int = Field(default=400, gt=0)
     """Scenes of held-out digits: captioned, talked about, and asked about once for every kind of question."""
 
@@ -54,6 +56,11 @@ class DemoData:
     def chats(self) -> Path:
         """LLaVA JSON; its images are members of `chat_images`."""
         return self.folder / "chats.json"
+
+    @property
+    def preferences(self) -> Path:
+        """Preference pairs, one for each image in `chat_images`."""
+        return self.folder / "preferences.json"
 
     @property
     def chat_images(self) -> Path:
@@ -131,7 +138,7 @@ def _write_pairs(data: DemoData, config: DatasetConfig) -> None:
 
 
 def _write_chats(data: DemoData, config: DatasetConfig) -> None:
-    records = []
+    chats, preferences = [], []
     shown = scenes(config, "train", "chats", config.chats)
     with tarfile.open(data.chat_images, "w", format=tarfile.USTAR_FORMAT) as tar:
         for number, scene in enumerate(shown):
@@ -140,8 +147,11 @@ def _write_chats(data: DemoData, config: DatasetConfig) -> None:
             png = _encoded(scene, "PNG", compress_level=1)
             member.size = len(png)
             tar.addfile(member, io.BytesIO(png))
-            records.append(_record(name, member.name, conversation(scene, generator(config, "turns", number))))
-    _write_json(data.chats, records)
+            chats.append(_record(name, member.name, conversation(scene, generator(config, "turns", number))))
+            answers = compared(scene, generator(config, "preferences", number))
+            preferences.append(_preference(name, member.name, *answers))
+    _write_json(data.chats, chats)
+    _write_json(data.preferences, preferences)
 
 
 def _write_held_out(data: DemoData, config: DatasetConfig) -> None:
@@ -167,6 +177,11 @@ def _record(name: str, image: str, turns: tuple[Question, ...]) -> dict[str, Any
         said.append({"from": "human", "value": turn.text if number else f"<image>\n{turn.text}"})
         said.append({"from": "gpt", "value": turn.answer})
     return {"id": name, "image": image, "conversations": said}
+
+
+def _preference(name: str, image: str, asked: Question, wrong: str) -> dict[str, Any]:
+    prompt = _record(name, image, (asked,))["conversations"][:1]
+    return {"id": name, "image": image, "conversations": prompt, "chosen": asked.answer, "rejected": wrong}
 
 
 def _write_json(path: Path, records: list[dict[str, Any]]) -> None:

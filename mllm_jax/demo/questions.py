@@ -28,6 +28,9 @@ NO_DIGIT = "-"
 VALUE, COLOUR, PLACE = range(3)
 ALL_VALUES = tuple(str(value) for value in range(10))
 
+SINGLE_WORDS: dict[Kind, tuple[str, ...]] = {"digit": ALL_VALUES, "colour": COLOUR_NAMES, "count": NUMBERS[1:5]}
+"""All answers to the kinds of question that one word answers."""
+
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
@@ -131,6 +134,14 @@ def conversation(scene: Scene, random: np.random.Generator) -> tuple[Question, .
         left[question.kind] -= 1
         turns.append(question)
     return tuple(turns)
+
+
+def compared(scene: Scene, random: np.random.Generator) -> tuple[Question, str]:
+    """A random question that one word answers, and a wrong answer to it of the same kind."""
+    asked = [question for question in questions(scene) if question.kind in SINGLE_WORDS]
+    question = asked[int(random.integers(len(asked)))]
+    wrong = [answer for answer in SINGLE_WORDS[question.kind] if answer != question.answer]
+    return question, wrong[int(random.integers(len(wrong)))]
 
 
 def one_of_each_kind(scene: Scene, random: np.random.Generator) -> tuple[Question, ...]:

@@ -11,12 +11,11 @@ import numpy as np
 from PIL import Image
 from rich.console import Console
 
-from data_pipelines.tokenizers.training import train_sentencepiece
 from mllm_jax.assemble import train
 from mllm_jax.config import load_run
 from mllm_jax.demo.dataset import DatasetConfig, DemoData, scenes, write_dataset
 from mllm_jax.demo.samples import SampleAnswer, draw_sample
-from mllm_jax.demo.tokenizer_text import TOKENIZER, tokenizer_lines
+from mllm_jax.demo.tokenizer_text import write_text_tokenizer, write_tokenizer
 from mllm_jax.evaluation.evaluate import Asked, Evaluation, EvaluationConfig, evaluate
 from mllm_jax.evaluation.report import scores_table, write_report
 from mllm_jax.interop.export import export
@@ -39,6 +38,11 @@ class DemoFolder:
     @property
     def tokenizer(self) -> Path:
         return self.root / "tokenizer.model"
+
+    @property
+    def text_tokenizer(self) -> Path:
+        """The same for texts that a Q-Former reads; no part of the demo, but of recipes on its scenes."""
+        return self.root / "text_tokenizer"
 
     @property
     def run(self) -> Path:
@@ -78,7 +82,7 @@ def run_demo(output: Path, run_file: Path, overrides: tuple[str, ...] = (), conf
     config = config or DatasetConfig()
     console.rule(f"1. data: {config.pairs} captioned scenes, {config.chats} conversations")
     data = write_dataset(folder.data, config)
-    _train_tokenizer(folder, config)
+    _write_tokenizers(folder, config)
     console.rule("2. training, stage by stage")
     stopped = train(load_run(run_file, (*_places(folder, data), *overrides)))
     if stopped:
@@ -98,12 +102,11 @@ def run_demo(output: Path, run_file: Path, overrides: tuple[str, ...] = (), conf
     return 0
 
 
-def _train_tokenizer(folder: DemoFolder, config: DatasetConfig) -> None:
-    if folder.tokenizer.is_file():
-        return
-    shown = scenes(config, "train", "chats", min(config.chats, 1000))
-    lines = tokenizer_lines(shown, np.random.default_rng(config.seed))
-    folder.tokenizer.write_bytes(train_sentencepiece(lines, TOKENIZER))
+def _write_tokenizers(folder: DemoFolder, config: DatasetConfig) -> None:
+    if not folder.tokenizer.is_file():
+        shown = scenes(config, "train", "chats", min(config.chats, 1000))
+        write_tokenizer(folder.tokenizer, shown, np.random.default_rng(config.seed))
+    write_text_tokenizer(folder.text_tokenizer, folder.tokenizer)
 
 
 def _places(folder: DemoFolder, data: DemoData) -> tuple[str, ...]:

@@ -1,11 +1,15 @@
 """The demo's tokenizer, and what it is trained on: the words of captions, and of conversations in the chat template."""
 
+import json
 import re
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import numpy as np
 
-from data_pipelines.tokenizers.training import TokenizerTrainingConfig
+from data_pipelines.tokenizer import load_tokenizer
+from data_pipelines.tokenizers.reading import TOKENIZER_CONFIG
+from data_pipelines.tokenizers.training import TokenizerTrainingConfig, train_sentencepiece
 from data_pipelines.transforms.templates import VICUNA_SYSTEM
 from mllm_jax.demo.questions import conversation, inventory, transcription
 from mllm_jax.demo.scenes import Scene
@@ -30,3 +34,20 @@ def tokenizer_lines(scenes: Iterable[Scene], random: np.random.Generator) -> Ite
             words = WORD.findall(said)
             yield f".{words[0]}"
             yield from words
+
+
+def write_tokenizer(path: Path, scenes: Iterable[Scene], random: np.random.Generator) -> None:
+    """Trains the tokenizer on what is said of the scenes and writes its SentencePiece model."""
+    path.write_bytes(train_sentencepiece(tokenizer_lines(scenes, random), TOKENIZER))
+
+
+def write_text_tokenizer(folder: Path, model: Path) -> None:
+    """Writes the tokenizer of a SentencePiece model as one with a token before and after each text, as BERT's has: a
+    Q-Former reads texts with it."""
+    tokenizer = load_tokenizer(model, ())
+    files = tokenizer.files()
+    around = {"cls_token": tokenizer.bos_token, "sep_token": tokenizer.eos_token}
+    files[TOKENIZER_CONFIG] = json.dumps(json.loads(files[TOKENIZER_CONFIG]) | around, indent=1).encode()
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (folder / name).write_bytes(content)

@@ -214,6 +214,9 @@ DECODERS: dict[str, DecoderConfig] = {
     "opt_1_3b": _changed(
         _OPT_125M, width=2048, layers=24, heads=32, kv_heads=32, head_width=64, feed_forward_width=8192
     ),
+    "opt_2_7b": _changed(
+        _OPT_125M, width=2560, layers=32, heads=32, kv_heads=32, head_width=80, feed_forward_width=10240
+    ),
     "opt_6_7b": _changed(
         _OPT_125M, width=4096, layers=32, heads=32, kv_heads=32, head_width=128, feed_forward_width=16384
     ),

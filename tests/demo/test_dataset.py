@@ -10,10 +10,12 @@ from data_pipelines.quota import Skip
 from data_pipelines.record import ImagePart, Record
 from data_pipelines.shards import verify_shard
 from data_pipelines.sources.llava_json import LlavaJsonConfig
+from data_pipelines.sources.preference_json import PreferenceJsonConfig
 from data_pipelines.sources.source import records
 from data_pipelines.storage import Storage
 from data_pipelines.transforms.image import ImageTransformConfig, decode_image
-from mllm_jax.demo.dataset import DatasetConfig, DemoData, write_dataset
+from mllm_jax.demo.dataset import DatasetConfig, DemoData, scenes, write_dataset
+from mllm_jax.demo.questions import questions
 
 CONFIG = DatasetConfig(pairs=12, chats=10, held_out=6)
 DECODE = partial(decode_image, config=ImageTransformConfig(size=(64, 64)))
@@ -61,6 +63,17 @@ def test_conversations_are_read_with_their_images(data, source, count):
         assert isinstance(image, ImagePart)
         assert DECODE(storage.read_range(image.source)).shape == (64, 64, 3)
         assert sum(isinstance(part, ImagePart) for turn in record.turns for part in turn.parts) == 1
+
+
+def test_one_of_two_answers_is_what_is_seen(data):
+    source = PreferenceJsonConfig(files=str(data.preferences), image_shards=str(data.chat_images))
+    pairs = list(records(source.open(Storage())))
+    assert len(pairs) == CONFIG.chats and all(isinstance(pair, Record) for pair in pairs)
+    shown = scenes(CONFIG, "train", "chats", CONFIG.chats)
+    for pair, scene in zip(pairs, shown, strict=True):
+        asked, right, wrong = (turn.parts[-1].text.strip() for turn in (*pair.turns, pair.rejected))
+        answers = {question.text: question.answer for question in questions(scene)}
+        assert answers[asked] == right != wrong and len(wrong.split()) == 1
 
 
 def test_every_test_question_has_a_kind_and_one_turn(data):

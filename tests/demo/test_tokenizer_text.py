@@ -3,16 +3,16 @@
 import numpy as np
 
 from data_pipelines.tokenizer import load_tokenizer
-from data_pipelines.tokenizers.training import train_sentencepiece
+from data_pipelines.transforms.instructions import InstructionEncoder
 from mllm_jax.demo.dataset import DatasetConfig, scenes
 from mllm_jax.demo.questions import questions, transcription
-from mllm_jax.demo.tokenizer_text import TOKENIZER, tokenizer_lines
+from mllm_jax.demo.tokenizer_text import write_text_tokenizer, write_tokenizer
 
 
 def test_a_word_and_a_coordinate_are_one_piece_and_a_digit_the_same_piece_before_any_sign(tmp_path):
     shown = list(scenes(DatasetConfig(), "train", "chats", 300))
     path = tmp_path / "tokenizer.model"
-    path.write_bytes(train_sentencepiece(tokenizer_lines(shown, np.random.default_rng(0)), TOKENIZER))
+    write_tokenizer(path, shown, np.random.default_rng(0))
     tokenizer = load_tokenizer(path, ())
     for scene in shown[:20]:
         # As it stands behind an image: nothing before its first word.
@@ -27,3 +27,6 @@ def test_a_word_and_a_coordinate_are_one_piece_and_a_digit_the_same_piece_before
                 )
     seven = tokenizer.encode(" 7", start=False)
     assert tokenizer.encode(" 7?", start=False)[: len(seven)] == seven and len(seven) == 1
+    write_text_tokenizer(tmp_path / "texts", path)
+    read = InstructionEncoder(load_tokenizer(tmp_path / "texts", ()), 9)("Where is the 7?")
+    assert tokenizer.decode(read, skip_special_tokens=False) == "<s> Where is the 7?</s>"
