@@ -31,6 +31,7 @@ from mllm_jax.interop.connector_weights import check_connector_weights, load_con
 from mllm_jax.interop.description import ModelDescription
 from mllm_jax.interop.hub import local_folder
 from mllm_jax.interop.instruction_tokenizer import check_vocabulary
+from mllm_jax.interop.whole_model import check_whole_model, load_whole_model
 from mllm_jax.model_choice import ModelChoice, multimodal_config
 from mllm_jax.models.connectors.choice import instruction_tokens
 from mllm_jax.models.connectors.visual_expert import copied_from
@@ -95,6 +96,8 @@ def make_ingredients(config: RunConfig) -> Ingredients:
         check_template(template, tokenizer)
         marked(template, config.model.tiling, tokenizer)  # Raises where the tiles of an image cannot be marked.
     model = multimodal_config(config.model, tokenizer.vocabulary_size)
+    if config.model.weights is not None:
+        check_whole_model(config.model.weights, model)
     if config.model.connector_weights is not None:
         check_connector_weights(config.model.connector_weights, model, tokenizer.vocabulary_size)
     instructions = _instruction_encoder(config.model, model)
@@ -142,8 +145,8 @@ def _instruction_encoder(choice: ModelChoice, model: MultimodalConfig) -> Instru
 
 def _initial_parameters(config: RunConfig, model: MultimodalConfig, abstract: ParameterTree) -> ParameterTree:
     """Pretrained where the run file names weights, random elsewhere; made where they belong."""
-    wanted = flatten_dict(abstract)
-    loaded: dict[tuple[str, ...], jax.Array] = {}
+    loaded = _of_whole_model(config.model.weights, abstract)
+    wanted = {path: leaf for path, leaf in flatten_dict(abstract).items() if path not in loaded}
     for path, (folder, part) in _backbones(config.model, model).items():
         # What a connector adds to the decoder is in no decoder's folder.
         own = {(*path, *key) for key in flatten_dict(abstract_parameters(part))}
@@ -154,7 +157,7 @@ def _initial_parameters(config: RunConfig, model: MultimodalConfig, abstract: Pa
                 LOGGER.info("%s from %s: %s", "/".join(path), folder, sentence)
             loaded |= {(*path, *key): leaf for key, leaf in flatten_dict(backbone.parameters).items()}
     if config.model.connector_weights is not None:
-        connector = load_connector(config.model.connector_weights, model, abstract)
+        connector = load_connector(config.model.connector_weights, model, unflatten_dict(wanted))
         for sentence in connector.adjusted:
             LOGGER.info("%s: %s", config.model.connector_weights, sentence)
         loaded |= flatten_dict(connector.parameters)
@@ -170,6 +173,17 @@ def _initial_parameters(config: RunConfig, model: MultimodalConfig, abstract: Pa
 
     made = jax.jit(random, out_shardings=shardings_of(rest))() if rest else {}
     return unflatten_dict(made | loaded)
+
+
+def _of_whole_model(weights: str | None, abstract: ParameterTree) -> dict[tuple[str, ...], jax.Array]:
+    """Path -> parameter, for all that the model has that the run begins with."""
+    if weights is None:
+        return {}
+    loaded = flatten_dict(load_whole_model(weights, abstract))
+    others = ["/".join(path) for path in flatten_dict(abstract) if path not in loaded]
+    if others:
+        LOGGER.info("%s has none of these parameters, which begin by other keys: %s", weights, ", ".join(others))
+    return loaded
 
 
 def _backbones(

@@ -128,7 +128,7 @@ def _no_template(name: str) -> str:
 
 
 def _path_problems(run: RunConfig) -> Iterator[tuple[KeyPath, str]]:
-    for name in ("tokenizer", "instruction_tokenizer", "connector_weights"):
+    for name in ("weights", "tokenizer", "instruction_tokenizer", "connector_weights"):
         path = getattr(run.model, name)
         if path is not None:
             try:

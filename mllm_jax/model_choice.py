@@ -59,6 +59,10 @@ class DecoderChoice(Config):
 class ModelChoice(Config):
     """Any encoder x any connector x one decoder, and what turns conversations into their tokens and pixels."""
 
+    weights: str | None = None
+    """A whole model that the run begins with: a run directory, one checkpoint of it, an imported folder, a Hugging Face
+    folder or a hub id. It must have the architecture that is said here; what it has no parameters for (the text side of
+    a Q-Former that read no text) begins as the keys below say. Null: each part begins by its own key."""
     encoder: EncoderChoice
     connector: ConnectorConfig
     connector_weights: str | None = None

@@ -80,21 +80,30 @@ def load_model(
         ValueError: what is there cannot be loaded; the message says what was found and what was expected.
     """
     folder = local_folder(str(path))
-    if _checkpoint_of(folder) is not None or (folder / "stages").is_dir() or (folder / "checkpoints").is_dir():
+    if _is_run(folder):
         loaded = _load_run(folder, mesh, dtype)
     elif imported_folder.is_imported_folder(folder):
         loaded = _load_imported(folder, mesh, dtype)
     elif has_model_config(folder):
         loaded = _load_hugging_face(folder, mesh, dtype)
     else:
-        raise FileNotFoundError(
-            f"{folder} holds no model: expected a run directory (stages/), an imported folder (mllm_model.json) or a "
-            "Hugging Face folder (config.json)."
-        )
+        raise _no_model(folder)
     if chat_template is None:
         return loaded
     description = loaded.description.model_copy(update={"chat_template": chat_template})
     return replace(loaded, description=description)
+
+
+def read_model_description(path: str | Path) -> ModelDescription:
+    """What `load_model` would say of a model, without reading its parameters; raises as it does."""
+    folder = local_folder(str(path))
+    if _is_run(folder):
+        return ModelDescription.model_validate(checkpoints.read_description(_stored_step(folder))["run"]["model"])
+    if imported_folder.is_imported_folder(folder):
+        return read_description(folder)
+    if has_model_config(folder):
+        return read_folder(folder).description
+    raise _no_model(folder)
 
 
 def load_adapted(path: str | Path) -> tuple[LoadedModel, Adapters, Parameters]:
@@ -120,6 +129,17 @@ def load_adapted(path: str | Path) -> tuple[LoadedModel, Adapters, Parameters]:
     return replace(loaded, parameters=plain), adapters, unflatten_dict({name: flat[name] for name in own}, sep="/")
 
 
+def _no_model(folder: Path) -> FileNotFoundError:
+    return FileNotFoundError(
+        f"{folder} holds no model: expected a run directory (stages/), an imported folder (mllm_model.json) or a "
+        "Hugging Face folder (config.json)."
+    )
+
+
+def _is_run(folder: Path) -> bool:
+    return _checkpoint_of(folder) is not None or (folder / "stages").is_dir() or (folder / "checkpoints").is_dir()
+
+
 def _load_run(folder: Path, mesh: Mesh | None, dtype: Any) -> LoadedModel:
     loaded, adapters, parameters = _read_run(folder, mesh, dtype)
     return replace(loaded, parameters=without_adapters(adapters, parameters, logical_axes(loaded.config)))
@@ -127,12 +147,7 @@ def _load_run(folder: Path, mesh: Mesh | None, dtype: Any) -> LoadedModel:
 
 def _read_run(folder: Path, mesh: Mesh | None, dtype: Any) -> tuple[LoadedModel, Adapters, Parameters]:
     """A run's model, its adapters, and the parameters of both as they are stored."""
-    stored = _checkpoint_of(folder)
-    if stored is None and (folder / "checkpoints").is_dir():
-        steps = checkpoints.stored_steps(folder)
-        stored = steps[-1] if steps else None
-    if stored is None:
-        stored = checkpoints.latest_stored_step(folder)
+    stored = _stored_step(folder)
     saved = checkpoints.read_description(stored)
     description = ModelDescription.model_validate(saved["run"]["model"])
     adapters = {path: LowRankConfig.model_validate(config) for path, config in saved["adapters"].items()}
@@ -154,6 +169,15 @@ def _read_run(folder: Path, mesh: Mesh | None, dtype: Any) -> tuple[LoadedModel,
         tokenizer_from_files(instructions) if instructions else None,
     )
     return loaded, adapters, parameters
+
+
+def _stored_step(folder: Path) -> checkpoints.StoredStep:
+    """The newest checkpoint of a run directory or of a stage's folder, or the one that the path names."""
+    stored = _checkpoint_of(folder)
+    if stored is None and (folder / "checkpoints").is_dir():
+        steps = checkpoints.stored_steps(folder)
+        stored = steps[-1] if steps else None
+    return checkpoints.latest_stored_step(folder) if stored is None else stored
 
 
 def _checkpoint_of(folder: Path) -> checkpoints.StoredStep | None:
