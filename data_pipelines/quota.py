@@ -65,18 +65,18 @@ def check_quota(tallies: Iterable[Tally], skip_quota: float, unfit_quota: float)
     """
     total = add_tallies(tallies)
     seen, skipped = total.seen, total.skipped
-    unfit = sum(count for cause, count in skipped.items() if cause in UNFIT_CAUSES)
-    bad = skipped.total() - unfit
+    unfit = Counter({cause: count for cause, count in skipped.items() if cause in UNFIT_CAUSES})
+    bad = skipped - unfit
     measured = max(seen, QUOTA_FLOOR)
-    if bad > skip_quota * measured:
+    if bad.total() > skip_quota * measured:
         raise QuotaExceededError(
-            f"{bad} of {seen} records are bad ({_table(skipped)}), more than skip_quota = {skip_quota:g} allows. "
+            f"{bad.total()} of {seen} records are bad ({_table(bad)}), more than skip_quota = {skip_quota:g} allows. "
             "The log names one record of each cause; repair the shards or raise skip_quota."
         )
-    if unfit > unfit_quota * measured:
+    if unfit.total() > unfit_quota * measured:
         raise QuotaExceededError(
-            f"{unfit} of {seen} records do not fit a row ({_table(skipped)}), more than unfit_quota = {unfit_quota:g} "
-            "allows. Raise row_length or images_per_row, set overlong to cut, or raise unfit_quota."
+            f"{unfit.total()} of {seen} records do not fit a row ({_table(unfit)}), more than unfit_quota = "
+            f"{unfit_quota:g} allows. Raise row_length or images_per_row, set overlong to cut, or raise unfit_quota."
         )
 
 

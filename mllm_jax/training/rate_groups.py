@@ -69,7 +69,7 @@ def make_rates(
         logical_axes: names of the axes of all parameters.
 
     Raises:
-        PatternError: a group's pattern matches nothing that trains.
+        PatternError: a group's pattern matches nothing that trains, or nothing is left for a group.
     """
     shapes, axes = flatten_dict(trainable, sep="/"), flatten_dict(logical_axes, sep="/")
     schedules = {"": make_schedule(schedule, steps)}
@@ -80,6 +80,10 @@ def make_rates(
         own = schedule.model_copy(update={"peak": schedule.peak * group.rate, "warmup": warmup})
         schedules[name] = make_schedule(own, steps)
         members = {path: shapes[path] for path in _chosen(name, group, shapes) if path not in group_of}
+        if not members:
+            raise PatternError(
+                f"groups.{name}.parameters: all that it chooses is in the groups before it; put it before them."
+            )
         group_of |= dict.fromkeys(members, name)
         if group.layer_decay < 1:
             factors |= _layer_factors(group.layer_decay, members, shapes, axes)

@@ -29,6 +29,7 @@ def test_what_the_quota_allows(tallies):
         ([tally(20, truncated=6)], "skip_quota = 0.01"),
         ([tally(600, bad_json=7), tally(600, bad_json=6)], "13 of 1200"),
         ([tally(1000, too_long=251)], "unfit_quota"),
+        ([tally(1000, too_long=46, no_answer=11)], r"11 of 1000 records are bad \(no_answer 11\)"),
     ],
 )
 def test_what_passes_a_quota_stops_with_the_counts(tallies, says):

@@ -57,3 +57,5 @@ def test_lower_layers_learn_slower_scanned_or_not():
 def test_a_group_of_nothing_is_refused():
     with pytest.raises(PatternError, match=r"groups.vision.parameters: .*'vision/\*\*' matches no parameter"):
         rates_of_all({"vision": RateGroupConfig(parameters=("vision/**",))})
+    with pytest.raises(PatternError, match=r"groups.late.parameters: all that it chooses is in the groups before it"):
+        rates_of_all({name: RateGroupConfig(parameters=("encoder/**",)) for name in ("first", "late")})

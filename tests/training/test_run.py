@@ -10,6 +10,7 @@ from rich.console import Console
 
 from mllm_jax.checkpoint.checkpointer import Checkpointer, CheckpointError
 from mllm_jax.checkpoint.description import tokenizer_files
+from mllm_jax.checkpoint.layout import mark_done
 from mllm_jax.checkpoint.reading import (
     StoredStep,
     last_stored_step,
@@ -178,6 +179,17 @@ def test_stages_that_cannot_run_are_refused_together_before_anything_starts(tmp_
     assert "stages.1 (align): name: another stage has this name" in message
     assert "stages.1 (align): trainable: The pattern 'conector/**' matches no parameter" in message
     assert not (tmp_path / "stages").exists()
+
+
+def test_a_stage_is_not_trained_again_below_one_that_began_from_it(one_device, tmp_path):
+    run = tiny_run(tmp_path, one_device)
+    align, instruct = plan_stages(tiny_stages(), run)
+    mark_done(instruct.folder, {})
+    with pytest.raises(StageError) as error:
+        run_stages(tiny_stages(), run)
+    said = f"stages.0 (align): {align.folder} is not finished, but stage instruct has begun from what it left"
+    assert str(error.value).startswith(said) and f"remove {instruct.folder}" in str(error.value)
+    assert not align.folder.exists()
 
 
 def test_rows_longer_than_the_decoder_has_learned_positions_for_are_refused(tmp_path):
