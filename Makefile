@@ -5,7 +5,7 @@ INSTALLED := $(VENV)/.installed
 TEST_INSTALLED := $(VENV)/.test-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-clean test soak families lint format clean
+.PHONY: help demo demo-clean test soak families curves lint format clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -37,6 +37,10 @@ soak: $(TEST_INSTALLED)  ## run the long tests
 
 families: $(TEST_INSTALLED)  ## measure every family of models, and write docs/families.md
 	$(BIN)/python -m tests.support.families_table
+
+curves: $(INSTALLED)  ## train the tiny twin of every recipe on the demo's scenes, and write docs/curves.md (an hour)
+	$(BIN)/python -m pip install --quiet --editable ".[demo,docs]" --constraint constraints.txt
+	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(BIN)/python benchmarks/reference_curves.py
 
 lint: $(TEST_INSTALLED)  ## ruff check, ruff format --check, mypy
 	$(BIN)/ruff check .

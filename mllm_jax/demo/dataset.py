@@ -73,6 +73,11 @@ class DemoData:
         return self.folder / "chats_held_out.json"
 
     @property
+    def preferences_held_out(self) -> Path:
+        """Preference pairs; images as in `chats_held_out`."""
+        return self.folder / "preferences_held_out.json"
+
+    @property
     def images_held_out(self) -> Path:
         return self.folder / "images_held_out"
 
@@ -148,8 +153,7 @@ def _write_chats(data: DemoData, config: DatasetConfig) -> None:
             member.size = len(png)
             tar.addfile(member, io.BytesIO(png))
             chats.append(_record(name, member.name, conversation(scene, generator(config, "turns", number))))
-            answers = compared(scene, generator(config, "preferences", number))
-            preferences.append(_preference(name, member.name, *answers))
+            preferences.append(_preference(name, member.name, scene, generator(config, "preferences", number)))
     _write_json(data.chats, chats)
     _write_json(data.preferences, preferences)
 
@@ -158,16 +162,18 @@ def _write_held_out(data: DemoData, config: DatasetConfig) -> None:
     shown = list(scenes(config, "test", "held_out", config.held_out))
     write_shards(_captioned(config, shown), data.pairs_held_out, PAIRS_PER_SHARD)
     data.images_held_out.mkdir(exist_ok=True)
-    chats, asked = [], []
+    chats, preferences, asked = [], [], []
     for number, scene in enumerate(shown):
         name = f"{number:06d}"
         image = f"{name}.png"
         (data.images_held_out / image).write_bytes(_encoded(scene, "PNG"))
         random = generator(config, "test_turns", number)
         chats.append(_record(name, image, conversation(scene, random)))
+        preferences.append(_preference(name, image, scene, generator(config, "test_preferences", number)))
         for question in one_of_each_kind(scene, random):
             asked.append(_record(f"{name}-{question.kind}", image, (question,)) | {"kind": question.kind})
     _write_json(data.chats_held_out, chats)
+    _write_json(data.preferences_held_out, preferences)
     _write_json(data.questions, asked)
 
 
@@ -179,7 +185,8 @@ def _record(name: str, image: str, turns: tuple[Question, ...]) -> dict[str, Any
     return {"id": name, "image": image, "conversations": said}
 
 
-def _preference(name: str, image: str, asked: Question, wrong: str) -> dict[str, Any]:
+def _preference(name: str, image: str, scene: Scene, random: np.random.Generator) -> dict[str, Any]:
+    asked, wrong = compared(scene, random)
     prompt = _record(name, image, (asked,))["conversations"][:1]
     return {"id": name, "image": image, "conversations": prompt, "chosen": asked.answer, "rejected": wrong}
 

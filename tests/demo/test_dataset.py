@@ -65,11 +65,16 @@ def test_conversations_are_read_with_their_images(data, source, count):
         assert sum(isinstance(part, ImagePart) for turn in record.turns for part in turn.parts) == 1
 
 
-def test_one_of_two_answers_is_what_is_seen(data):
-    source = PreferenceJsonConfig(files=str(data.preferences), image_shards=str(data.chat_images))
+@pytest.mark.parametrize("held_out", [False, True])
+def test_one_of_two_answers_is_what_is_seen(data, held_out):
+    if held_out:
+        source = PreferenceJsonConfig(files=str(data.preferences_held_out), images=str(data.images_held_out))
+        shown = list(scenes(CONFIG, "test", "held_out", CONFIG.held_out))
+    else:
+        source = PreferenceJsonConfig(files=str(data.preferences), image_shards=str(data.chat_images))
+        shown = list(scenes(CONFIG, "train", "chats", CONFIG.chats))
     pairs = list(records(source.open(Storage())))
-    assert len(pairs) == CONFIG.chats and all(isinstance(pair, Record) for pair in pairs)
-    shown = scenes(CONFIG, "train", "chats", CONFIG.chats)
+    assert len(pairs) == len(shown) and all(isinstance(pair, Record) for pair in pairs)
     for pair, scene in zip(pairs, shown, strict=True):
         asked, right, wrong = (turn.parts[-1].text.strip() for turn in (*pair.turns, pair.rejected))
         answers = {question.text: question.answer for question in questions(scene)}

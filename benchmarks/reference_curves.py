@@ -1,0 +1,205 @@
+"""Trains the tiny twin of every recipe on the demo's scenes, and writes what that looks like into docs/.
+
+    make curves                                        (after make demo, which makes the scenes)
+    python benchmarks/reference_curves.py llava15_7b   (one recipe; those that it begins with must have been trained)
+
+A recipe begins with pretrained parts, and so does its twin: with an encoder and a decoder of its own shapes that have
+learned from captions, in a stage of their own, what digits and words are. A recipe that begins with another one's model
+begins with that one's twin. Writes docs/curves/NAME.json and NAME.svg, and docs/curves.md from all that are there.
+"""
+
+import argparse
+import hashlib
+import json
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import jax
+import matplotlib
+import matplotlib.pyplot as plt
+from flax.traverse_util import flatten_dict
+
+from mllm_jax.assemble import train
+from mllm_jax.config import RunConfig, load_run
+from mllm_jax.evaluation.evaluate import EvaluationConfig, evaluate
+from mllm_jax.evaluation.metrics import total_by_kind
+from mllm_jax.interop.imported_folder import write_imported
+from mllm_jax.interop.model_folder import load_model
+
+ROOT = Path(__file__).parents[1]
+CONFIGS, PAGE, CURVES = ROOT / "configs", ROOT / "docs" / "curves.md", ROOT / "docs" / "curves"
+BEGINS_WITH = {"llava15_7b_dpo": "llava15_7b", "llava15_7b_dpo_lora": "llava15_7b"}
+"""Recipes that begin with the whole model that another one leaves."""
+BACKBONES = {
+    "name": "backbones",
+    "template": "plain",
+    "mixture": {"pairs": 0.7, "chats": 0.3},
+    "rows": 16,
+    "row_length": 160,
+    "images_per_row": 4,
+    "steps": 1000,
+    "trainable": ["**"],
+    "optimizer": {"kind": "adamw", "beta2": 0.98, "weight_decay": 0.05},
+    "schedule": {"kind": "cosine", "peak": 3.0e-3, "warmup": 0.05, "final": 0.1},
+}
+MEASUREMENTS = 12
+"""Times that a stage's held-out loss is measured."""
+QUESTIONS = ("digit", "colour", "count")
+
+
+@dataclass
+class StageCurve:
+    name: str
+    steps: list[int] = field(default_factory=list)
+    loss: list[float] = field(default_factory=list)
+    held_out_steps: list[int] = field(default_factory=list)
+    held_out: list[float] = field(default_factory=list)
+
+
+@dataclass
+class Curve:
+    recipe: str
+    stages: list[StageCurve]
+    right: dict[str, float]
+    """Share of held-out questions answered right, by kind; empty: the recipe does not end with conversations."""
+    right_blank: dict[str, float]
+
+
+def train_twin(name: str, runs: Path) -> Path:
+    """Returns the run directory of a twin that has been trained from pretrained parts."""
+    output, run_file = runs / name, CONFIGS / f"{name}.yaml"
+    changes = ["variant=tiny", f"output={output}", *_beginning(name, runs)]
+    planned = load_run(run_file, changes)
+    for stage in planned.stages:
+        held_out = {f"{source}_held_out": weight for source, weight in stage.mixture.items()}
+        validation = {"mixture": held_out, "batches": 4, "every": max(1, stage.steps // MEASUREMENTS)}
+        changes.append(f"stages.{stage.name}.validation={json.dumps(validation)}")
+    _train(load_run(run_file, changes))
+    return output
+
+
+def _beginning(name: str, runs: Path) -> list[str]:
+    """Overrides that say what the twin begins with; recipes of the same shapes share an encoder and a decoder."""
+    if name in BEGINS_WITH:
+        return [f"model.weights={runs / BEGINS_WITH[name]}"]
+    model = load_run(CONFIGS / f"{name}.yaml", ["variant=tiny"]).model
+    shapes = json.dumps([model.encoder.model_dump(mode="json"), model.decoder.model_dump(mode="json")])
+    output = runs / "backbones" / hashlib.sha256(shapes.encode()).hexdigest()[:12]
+    begins = [f"model.{part}.weights={output / part}" for part in ("encoder", "decoder")]
+    if (output / "decoder").is_dir():
+        return begins
+    changes = ["variant=tiny", f"output={output}", f"stages={json.dumps([BACKBONES])}"]
+    # Whatever the recipe's own connector is: this one is thrown away.
+    changes += ["model.connector={kind: mlp}", "model.tiling=null"]
+    _train(load_run(CONFIGS / f"{name}.yaml", changes))
+    loaded = load_model(output)
+    for part in ("encoder", "decoder"):
+        description = loaded.description.model_copy(update={"model": getattr(loaded.config, part)})
+        leaves = flatten_dict(jax.device_get(loaded.parameters[part]), sep="/")
+        write_imported(output / part, description, leaves.items(), loaded.tokenizer)
+    return begins
+
+
+def _train(config: RunConfig) -> None:
+    stopped = train(config)
+    if stopped:
+        sys.exit(stopped)
+
+
+def read_curves(output: Path) -> list[StageCurve]:
+    """What a run directory's metrics say of its stages."""
+    stages: dict[str, StageCurve] = {}
+    for line in (output / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+        entry = json.loads(line)
+        stage = stages.setdefault(entry["stage"], StageCurve(entry["stage"]))
+        if "loss" in entry:
+            stage.steps.append(entry["step"])
+            stage.loss.append(round(entry["loss"], 4))
+        if "validation_loss" in entry:
+            stage.held_out_steps.append(entry["step"])
+            stage.held_out.append(round(entry["validation_loss"], 4))
+    return list(stages.values())
+
+
+def ask(output: Path) -> tuple[dict[str, float], dict[str, float]]:
+    """Shares of right answers to questions about held-out scenes: shown the scene, and a blank image."""
+    config = EvaluationConfig(rows=64, max_new_tokens=8, loss=False)
+    asked = evaluate(load_model(output), "demo/data/questions.json", config, images="demo/data/images_held_out")
+    right, blank = (
+        {kind: round(each.accuracy, 3) for kind, each in total_by_kind(results).items() if kind in QUESTIONS}
+        for results in (asked.results(), asked.results("blank"))
+    )
+    return right, blank
+
+
+def draw(curve: Curve, path: Path) -> None:
+    """Training and held-out loss, stage beside stage."""
+    figure, axes = plt.subplots(1, len(curve.stages), figsize=(4 * len(curve.stages), 2.6), squeeze=False)
+    for stage, axis in zip(curve.stages, axes[0], strict=True):
+        axis.plot(stage.steps, stage.loss, color="0.7", label="training")
+        axis.plot(stage.held_out_steps, stage.held_out, color="C0", marker="o", markersize=3, label="held out")
+        axis.set(title=stage.name, xlabel="step", ylabel="loss")
+        axis.set_ylim(bottom=0)
+    axes[0][0].legend(frameon=False)
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+
+
+PAGE_TEXT = """\
+# What training looks like
+
+The tiny twin (`variant=tiny`) of every recipe in `configs/`, trained on the scenes of `make demo`; written by
+`make curves`. A twin has its recipe's stages, objective, connector and kinds of encoder and decoder, in small. It
+begins, as its recipe does, with an encoder and a decoder that have been trained before: in a stage of {steps} steps
+with a connector that is then thrown away; those of DPO begin with the twin of LLaVA-1.5. Losses are in nats a
+supervised token (an image and its text, or a pair of answers, where such are compared), held out on scenes of digits
+that were never trained on. Questions are about held-out scenes too, beside the same model shown a blank image: the
+share of right answers to what digit, what colour, how many.
+
+| recipe | stage | steps | held-out loss, first to last | right | right, blank image |
+|---|---|---|---|---|---|
+"""
+
+
+def write_page() -> None:
+    """Writes docs/curves.md from the curves that are there."""
+    curves = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(CURVES.glob("*.json"))]
+    rows, pictures = [], []
+    for curve in curves:
+        for stage in curve["stages"]:
+            last = stage is curve["stages"][-1]
+            right, blank = (_shares(curve[key]) if last else "" for key in ("right", "right_blank"))
+            losses = f"{stage['held_out'][0]:.3f} to {stage['held_out'][-1]:.3f}"
+            cells = (f"`{curve['recipe']}`", stage["name"], str(stage["steps"][-1]), losses, right, blank)
+            rows.append(f"| {' | '.join(cells)} |")
+        pictures.append(f"\n## {curve['recipe']}\n\n![losses of {curve['recipe']}](curves/{curve['recipe']}.svg)\n")
+    text = PAGE_TEXT.format(steps=BACKBONES["steps"]) + "\n".join(rows) + "\n" + "".join(pictures)
+    PAGE.write_text(text, encoding="utf-8")
+
+
+def _shares(right: dict[str, float]) -> str:
+    return " / ".join(f"{right[kind]:.0%}" for kind in QUESTIONS) if right else "-"
+
+
+def main(names: list[str], runs: Path) -> None:
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "curves"
+    CURVES.mkdir(exist_ok=True)
+    twins = sorted(path.stem for path in CONFIGS.glob("*.yaml") if path.stem not in ("demo", "nano"))
+    for name in names or sorted(twins, key=lambda twin: (twin in BEGINS_WITH, twin)):
+        output = train_twin(name, runs)
+        converses = "chats" in load_run(CONFIGS / f"{name}.yaml", ["variant=tiny"]).stages[-1].mixture
+        curve = Curve(name, read_curves(output), *(ask(output) if converses else ({}, {})))
+        (CURVES / f"{name}.json").write_text(json.dumps(asdict(curve)) + "\n", encoding="utf-8")
+        draw(curve, CURVES / f"{name}.svg")
+    write_page()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="recipes; all of configs/ if none is named")
+    parser.add_argument("--runs", type=Path, default=Path("runs/curves"), help="where the runs are kept")
+    arguments = parser.parse_args()
+    main(arguments.names, arguments.runs)
