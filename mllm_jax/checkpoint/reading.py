@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
@@ -114,6 +115,13 @@ def read_frozen(stage: Path, frozen: ParameterTree) -> ParameterTree:
             "trainable patterns that it began with; to change them, start a new run directory."
         )
     return found
+
+
+def frozen_leaves(stored: StoredStep) -> dict[str, jax.ShapeDtypeStruct]:
+    """Path -> shape and dtype of what did not train in a checkpoint's stage, as it is stored."""
+    folder = frozen_folder(stored.stage)
+    tree = flatten_dict(_stored_tree(folder), sep="/") if folder.is_dir() else {}
+    return {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in tree.items()}
 
 
 def _read_subset(folder: Path, wanted: dict[str, Any]) -> ParameterTree:

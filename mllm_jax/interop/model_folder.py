@@ -1,6 +1,6 @@
 """One way to load a model: from a run directory, a checkpoint of one, an imported folder or a Hugging Face folder."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,11 @@ from mllm_jax.interop.hub import local_folder
 from mllm_jax.interop.hugging_face import read_folder
 from mllm_jax.interop.processor import has_model_config
 from mllm_jax.interop.safetensors_folder import WeightsError
-from mllm_jax.models.adapters import adapter_paths, with_abstract_adapters, without_adapters
+from mllm_jax.models.adapters import KERNEL, adapter_paths, with_abstract_adapters, without_adapters
 from mllm_jax.models.layers.low_rank import Adapters, LowRankConfig
 from mllm_jax.models.parameters import ModelConfig, Parameters, abstract_parameters, logical_axes
-from mllm_jax.parallel.rules import parameter_shardings
+from mllm_jax.models.quantised_kernels import STEPS, quantised_maps, with_float_kernels
+from mllm_jax.parallel.rules import parameter_shardings, replicated
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,9 @@ def _read_run(folder: Path, mesh: Mesh | None, dtype: Any) -> tuple[LoadedModel,
         shapes,
         _shardings(shapes, named, mesh),
     )
-    parameters = checkpoints.read_parameters(stored, abstract)
+    stored_as = checkpoints.frozen_leaves(stored)
+    parameters = checkpoints.read_parameters(stored, _with_stored_scales(abstract, stored_as, mesh))
+    parameters = with_float_kernels(parameters, dtype or jnp.float32)
     source = f"{folder} (stage {saved['stage']}, step {stored.step})"
     instructions = tokenizer_files(saved, INSTRUCTION_TOKENIZER)
     loaded = LoadedModel(
@@ -169,6 +172,19 @@ def _read_run(folder: Path, mesh: Mesh | None, dtype: Any) -> tuple[LoadedModel,
         tokenizer_from_files(instructions) if instructions else None,
     )
     return loaded, adapters, parameters
+
+
+def _with_stored_scales(
+    abstract: Parameters, stored: Mapping[str, jax.ShapeDtypeStruct], mesh: Mesh | None
+) -> Parameters:
+    """Kernels that are stored in whole numbers as these, with their steps, which are small."""
+    flat = flatten_dict(abstract, sep="/")
+    for path in quantised_maps(unflatten_dict(dict(stored), sep="/")):
+        kernel = flat[path + KERNEL]
+        everywhere = kernel.sharding if mesh is None else replicated(mesh)
+        flat[path + KERNEL] = kernel.update(dtype=stored[path + KERNEL].dtype)
+        flat[path + STEPS] = stored[path + STEPS].update(sharding=everywhere)
+    return unflatten_dict(flat, sep="/")
 
 
 def _stored_step(folder: Path) -> checkpoints.StoredStep:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array
 
@@ -17,6 +18,7 @@ from mllm_jax.models.layers.low_rank import (
     is_adaptable,
     merged_kernel,
 )
+from mllm_jax.models.layers.projection import SCALE, float_kernel
 from mllm_jax.models.parameters import Parameters
 
 KERNEL = "/kernel"
@@ -69,11 +71,12 @@ def with_initial_adapters(
         inside = f"{path}/{ADAPTER}/"
         places = {name.removeprefix(inside): place for name, place in shardings.items() if name.startswith(inside)}
 
-        def make(kernel: Array, key: Array, config: LowRankConfig = config, axes: Any = kernel_axes) -> Any:
-            return initial_adapter(config, kernel, axes, key)
+        def make(given: Any, key: Array, config: LowRankConfig = config, axes: Any = kernel_axes) -> Any:
+            return initial_adapter(config, float_kernel(given, jnp.float32), axes, key)
 
         key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(path.encode()))
-        made = jax.jit(make, out_shardings=places)(flat[path + KERNEL], key)
+        given = {name: flat[f"{path}/{name}"] for name in ("kernel", SCALE) if f"{path}/{name}" in flat}
+        made = jax.jit(make, out_shardings=places)(given, key)
         flat |= {inside + name: leaf for name, leaf in made.items()}
     return unflatten_dict(flat, sep="/")
 

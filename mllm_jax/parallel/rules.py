@@ -29,6 +29,7 @@ RULES: tuple[tuple[str, MeshAxes], ...] = (
     ("positions", None),
     ("experts", "expert"),
     ("rank", "fsdp"),
+    ("groups", "fsdp"),
     ("rows", ROW_AXES),
     ("images", ROW_AXES),
     ("tokens", "sequence"),
@@ -44,7 +45,7 @@ RULES: tuple[tuple[str, MeshAxes], ...] = (
 mesh does not have splits nothing."""
 
 
-WHOLE_IF_UNEVEN = ("rank",)
+WHOLE_IF_UNEVEN = ("rank", "groups")
 """Axes of arrays so small that they stay whole where their mesh axes do not divide them."""
 
 

@@ -14,7 +14,9 @@ from mllm_jax.checkpoint.layout import OBJECTIVE, stage_folder
 from mllm_jax.models.adapters import adapter_paths, linear_maps, with_abstract_adapters
 from mllm_jax.models.decoder import DecoderConfig
 from mllm_jax.models.layers.low_rank import Adapters, LowRankConfig
+from mllm_jax.models.layers.quantised import KernelFormat
 from mllm_jax.models.parameters import abstract_parameters, logical_axes, make_model
+from mllm_jax.models.quantised_kernels import with_abstract_scales
 from mllm_jax.parallel.rules import (
     ROW_AXES,
     ParameterTree,
@@ -160,16 +162,35 @@ def _plan_stage(index: int, config: StageConfig, run: Run, parameters: Parameter
         validation_objective=make_objective(staged, config.objective.plain()),
         optimizer=optimizer,
         rates=rates,
-        abstract=abstract_state(
-            parameters,
-            parameter_shardings(axes, parameters, run.mesh),
-            trainable,
-            precision.frozen_dtype,
-            optimizer,
+        abstract=_with_frozen_kernels(
+            precision.frozen_kernels,
+            abstract_state(
+                parameters,
+                parameter_shardings(axes, parameters, run.mesh),
+                trainable,
+                precision.frozen_dtype,
+                optimizer,
+                run.mesh,
+                average=config.average is not None,
+            ),
+            axes,
             run.mesh,
-            average=config.average is not None,
         ),
     )
+
+
+def _with_frozen_kernels(
+    kernel_format: KernelFormat | None, abstract: TrainState, axes: ParameterTree, mesh: Mesh
+) -> TrainState:
+    """The state with the kernels of its frozen linear maps quantised, where a format is given."""
+    if kernel_format is None:
+        return abstract
+    shapes, names = with_abstract_scales(kernel_format, abstract.frozen, axes)
+    flat, places = flatten_dict(shapes, sep="/"), flatten_dict(names, sep="/")
+    scales = unflatten_dict({path: flat[path] for path in places}, sep="/")
+    placed = flatten_dict(parameter_shardings(names, scales, mesh), sep="/")
+    flat |= {path: flat[path].update(sharding=sharding) for path, sharding in placed.items()}
+    return abstract.replace(frozen=unflatten_dict(flat, sep="/"))
 
 
 def _with_own(

@@ -17,6 +17,7 @@ from mllm_jax.checkpoint.description import make_description
 from mllm_jax.checkpoint.layout import OBJECTIVE, mark_done
 from mllm_jax.checkpoint.reading import last_stored_step, read_frozen, read_trained
 from mllm_jax.models.adapters import adapter_paths, with_initial_adapters, without_adapters
+from mllm_jax.models.quantised_kernels import with_quantised_kernels, without_scales
 from mllm_jax.parallel.processes import is_first_process
 from mllm_jax.parallel.rules import ParameterTree, batch_sharding
 from mllm_jax.parallel.watch import leaving_at_once
@@ -106,12 +107,15 @@ def first_parameters(stage: Stage, earlier: Sequence[Stage], run: Run) -> Parame
         earlier: those before it, all done.
         run: what they share.
     """
-    abstract = flatten_dict(stage.abstract_parameters(), sep="/")
+    precision, seed = run.ingredients.precision, run.ingredients.seed
+    wanted = stage.abstract_parameters()
+    abstract = flatten_dict(without_scales(wanted, precision.frozen_dtype), sep="/")
     adapters, owned = adapter_paths(stage.adapters, stage.axes), stage.objective.own.paths()
     plain = {path: leaf for path, leaf in abstract.items() if path not in adapters | owned}
     parameters = _left_by(earlier, unflatten_dict(plain, sep="/"), run)
+    if precision.frozen_kernels is not None:
+        parameters = with_quantised_kernels(precision.frozen_kernels, parameters, wanted)
     places = {path: abstract[path].sharding for path in adapters}
-    seed = run.ingredients.seed
     parameters = with_initial_adapters(stage.adapters, parameters, stage.axes, places, seed)
     own = {path.removeprefix(f"{OBJECTIVE}/"): abstract[path] for path in owned}
     return parameters | ({OBJECTIVE: unflatten_dict(_initial_own(stage, own, parameters, run), sep="/")} if own else {})

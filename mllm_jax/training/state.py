@@ -149,6 +149,8 @@ def fingerprint(tree: ParameterTree) -> ParameterTree:
 
 
 def _leaf_fingerprint(leaf: Array) -> Array:
+    if leaf.dtype.name == "int4":
+        leaf = leaf.astype(jnp.int8)
     unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[leaf.dtype.itemsize]
     bits = jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32)
     place = jnp.zeros(leaf.shape, jnp.uint32)

@@ -9,6 +9,8 @@ import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from rich.table import Table
 
+from mllm_jax.models.layers.quantised import stored_bytes
+from mllm_jax.models.quantised_kernels import STEPS
 from mllm_jax.training.state import TrainState
 
 
@@ -34,13 +36,14 @@ def summarise(state: TrainState, optimizer: optax.GradientTransformation) -> lis
             groups[path.split("/", 1)[0]][path] = leaf
         for group, leaves in groups.items():
             moments = jax.eval_shape(optimizer.init, unflatten_dict(leaves, sep="/")) if trains else {}
-            count = sum(math.prod(leaf.shape) for leaf in leaves.values())
+            # The steps of a quantised kernel take memory, but they are no parameters of the model.
+            count = sum(math.prod(leaf.shape) for path, leaf in leaves.items() if not path.endswith(STEPS))
             rows.append(GroupSummary(group, trains, count, _bytes(leaves), _bytes(moments)))
     return sorted(rows)
 
 
 def _bytes(tree: Any) -> int:
-    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+    return sum(stored_bytes(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(tree))
 
 
 def summary_table(rows: list[GroupSummary], title: str) -> Table:

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 from pydantic import Field
 
 from data_pipelines.config_class import Config
-from mllm_jax.models.layers.projection import AxisNames, Projection, Sides, sides_of
+from mllm_jax.models.layers.projection import AxisNames, Projection, Sides, float_kernel, sides_of
 
 DROPOUT = "adapter_dropout"
 """The stream of random numbers that dropout draws from; a model that is run without it drops nothing."""
@@ -152,8 +152,8 @@ def _with_adapter(
     added = config.scale * jnp.tensordot(low, adapter[UP].astype(module.dtype), axes=1)
     if not config.decomposed:
         return outputs + added
-    kernel = variables["kernel"]
-    whole = kernel.astype(jnp.float32) + config.scale * jnp.tensordot(adapter[DOWN], adapter[UP], axes=1)
+    kernel = float_kernel(variables, jnp.float32)
+    whole = kernel + config.scale * jnp.tensordot(adapter[DOWN], adapter[UP], axes=1)
     # The length is read, not trained through (section 4.3 of the paper).
     length = jax.lax.stop_gradient(_lengths(whole, tuple(range(contracted))))
     ratio = (adapter[MAGNITUDE] / length).astype(module.dtype)

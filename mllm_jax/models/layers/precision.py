@@ -5,6 +5,7 @@ from typing import Literal
 import jax.numpy as jnp
 
 from data_pipelines.config_class import Config
+from mllm_jax.models.layers.quantised import KERNEL_FORMATS, KernelFormat, KernelFormatName
 
 DtypeName = Literal["float32", "bfloat16"]
 
@@ -14,8 +15,9 @@ class PrecisionConfig(Config):
 
     parameters: DtypeName = "float32"
     """Format of the parameters that train (and of their optimizer state)."""
-    frozen: DtypeName = "float32"
-    """Format in which parameters that do not train are kept."""
+    frozen: DtypeName | KernelFormatName = "float32"
+    """Format in which parameters that do not train are kept. With int8 or int4, linear maps' kernels alone are, rounded
+    from bfloat16; all others (embeddings, norms, experts, the output projection) are kept in bfloat16."""
     compute: DtypeName = "bfloat16"
     """Format of activations and of the operands of matrix products."""
 
@@ -25,7 +27,12 @@ class PrecisionConfig(Config):
 
     @property
     def frozen_dtype(self) -> jnp.dtype:
-        return jnp.dtype(self.frozen)
+        return jnp.dtype("bfloat16" if self.frozen in KERNEL_FORMATS else self.frozen)
+
+    @property
+    def frozen_kernels(self) -> KernelFormat | None:
+        """How kernels that do not train are rounded; None: they are not."""
+        return KERNEL_FORMATS.get(self.frozen)
 
     @property
     def compute_dtype(self) -> jnp.dtype:

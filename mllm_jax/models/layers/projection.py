@@ -1,6 +1,7 @@
 """A linear map between groups of named axes."""
 
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -8,6 +9,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mllm_jax.models.layers.initializers import named
+from mllm_jax.models.layers.quantised import dequantised
+
+SCALE = "kernel_scale"
+"""Beside a kernel that is kept in whole numbers: the steps between them."""
 
 AxisNames = tuple[str | None, ...]
 
@@ -33,6 +38,13 @@ def sides_of(axes: AxisNames) -> Sides | None:
     return Sides(stacked, others, (width,)) if width > others[-1] else Sides(stacked, (width,), others)
 
 
+def float_kernel(variables: Mapping[str, Array], dtype: Any) -> Float[Array, "..."]:
+    """The kernel among the parameters of a linear map, whether it is quantised or not."""
+    if SCALE in variables:
+        return dequantised(variables["kernel"], variables[SCALE], dtype)
+    return variables["kernel"].astype(dtype)
+
+
 class Projection(nn.Module):
     """`inputs @ kernel + bias`, contracting the last `len(input_axes)` axes of the inputs.
 
@@ -55,13 +67,17 @@ class Projection(nn.Module):
         kernel_shape = (*inputs.shape[-contracted:], *self.shape)
         # A truncated normal of variance 1 / (inputs summed over), whatever the axes are.
         initializer = nn.initializers.truncated_normal(1.0 / math.sqrt(math.prod(inputs.shape[-contracted:])))
-        kernel = self.param(
-            "kernel",
-            named(initializer, *self.input_axes, *self.output_axes),
-            kernel_shape,
-            self.param_dtype,
-        )
-        outputs = jnp.tensordot(inputs.astype(self.dtype), kernel.astype(self.dtype), axes=contracted)
+        given = {
+            "kernel": self.param(
+                "kernel",
+                named(initializer, *self.input_axes, *self.output_axes),
+                kernel_shape,
+                self.param_dtype,
+            )
+        }
+        if self.has_variable("params", SCALE):
+            given[SCALE] = self.get_variable("params", SCALE)
+        outputs = jnp.tensordot(inputs.astype(self.dtype), float_kernel(given, self.dtype), axes=contracted)
         if self.bias:
             zeros = named(nn.initializers.zeros, *self.output_axes)
             outputs = outputs + self.param("bias", zeros, self.shape, self.param_dtype).astype(self.dtype)
