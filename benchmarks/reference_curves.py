@@ -91,7 +91,7 @@ def _beginning(name: str, runs: Path) -> list[str]:
         return begins
     changes = ["variant=tiny", f"output={output}", f"stages={json.dumps([BACKBONES])}"]
     # Whatever the recipe's own connector is: this one is thrown away.
-    changes += ["model.connector={kind: mlp}", "model.tiling=null"]
+    changes += ["model.connector={kind: mlp}", "model.tiling=null", "model.instruction_tokenizer=null"]
     _train(load_run(CONFIGS / f"{name}.yaml", changes))
     loaded = load_model(output)
     for part in ("encoder", "decoder"):
