@@ -11,6 +11,9 @@ LOGGER = logging.getLogger("data_pipelines")
 UNFIT_CAUSES = frozenset({"too_long", "too_many_images"})
 """Causes that say a good record does not fit a row: they have a quota of their own."""
 
+FILTERED = "filtered_"
+"""Begins the causes that say a good record is not wanted: no quota counts them."""
+
 QUOTA_FLOOR = 500
 """Records over which a share is measured at least, so that one bad record among the first ten stops nothing."""
 
@@ -66,7 +69,7 @@ def check_quota(tallies: Iterable[Tally], skip_quota: float, unfit_quota: float)
     total = add_tallies(tallies)
     seen, skipped = total.seen, total.skipped
     unfit = Counter({cause: count for cause, count in skipped.items() if cause in UNFIT_CAUSES})
-    bad = skipped - unfit
+    bad = Counter({cause: count for cause, count in skipped.items() if not cause.startswith(FILTERED)}) - unfit
     measured = max(seen, QUOTA_FLOOR)
     if bad.total() > skip_quota * measured:
         raise QuotaExceededError(

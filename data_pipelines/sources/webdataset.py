@@ -11,6 +11,7 @@ from data_pipelines.config_class import Config
 from data_pipelines.permutation import seed_of
 from data_pipelines.quota import Skip
 from data_pipelines.record import ByteRange, ImagePart, Part, Record, TextPart, Turn
+from data_pipelines.sources.filters import FieldFilter, refusal
 from data_pipelines.sources.shard_list import expand, identity
 from data_pipelines.sources.source import Entry
 from data_pipelines.sources.tar_headers import Break
@@ -20,6 +21,8 @@ from data_pipelines.storage import Storage
 
 _TEXT_LIMIT = 1 << 24
 
+CaptionPlace = Annotated[str, Field(pattern=r"^[a-z0-9.]+(:.+)?$")]
+
 
 class WebDatasetConfig(Config):
     """Tar shards of image-text pairs: `KEY.jpg|png|webp`, `KEY.txt`, `KEY.json`."""
@@ -27,8 +30,12 @@ class WebDatasetConfig(Config):
     kind: Literal["webdataset"] = "webdataset"
     shards: str | tuple[str, ...]
     """Brace ranges (`train/{00000..00099}.tar`), globs or a list; local paths or any fsspec address."""
-    caption: Annotated[str, Field(pattern=r"^[a-z0-9.]+(:.+)?$")] = "txt"
-    """Which member is the caption: `txt`, or `json:FIELD` for a field of the JSON member."""
+    caption: CaptionPlace | Annotated[tuple[CaptionPlace, ...], Field(min_length=1)] = "txt"
+    """Which member is the caption: `txt`, or `json:FIELD` for a field of the JSON member; of several the first that a
+    sample has."""
+    filters: dict[str, FieldFilter] = Field(default={})
+    """Bounds on fields of the JSON member (`width`, `height`, `similarity`, `NSFW`, whatever it holds, and
+    `aspect_ratio`). What does not pass them is left out and counted as `filtered_FIELD`."""
     images: tuple[str, ...] = ("jpg", "jpeg", "png", "webp")
     """Extensions that are images, in order of preference."""
     prompts: tuple[str, ...] = ()
@@ -46,7 +53,9 @@ class WebDatasetConfig(Config):
 class _Found(NamedTuple):
     key: str
     image: tuple[int, int]
-    caption: tuple[int, int]
+    captions: tuple[tuple[str, tuple[int, int]], ...]
+    """Field of a JSON member (empty: the whole member is the caption) and where the member is."""
+    metadata: tuple[int, int] | None
 
 
 class WebDatasetSource:
@@ -55,12 +64,15 @@ class WebDatasetSource:
     def __init__(self, config: WebDatasetConfig, storage: Storage) -> None:
         self._config = config
         self._storage = storage
-        self._member, _, self._field = config.caption.partition(":")
+        places = (config.caption,) if isinstance(config.caption, str) else config.caption
+        self._captions = tuple((member, field) for member, _, field in (place.partition(":") for place in places))
         self._walks = WalkCache()
         self.shards = expand(config.shards)
 
     def fingerprint(self) -> dict[str, Any]:
-        described = self._config.model_dump(mode="json", exclude={"shards"})
+        # A run that has no filters goes on although it began before there were any.
+        left_out = {"shards"} if self._config.filters else {"shards", "filters"}
+        described = self._config.model_dump(mode="json", exclude=left_out)
         return described | identity(self.shards, self._storage)
 
     def count(self, shard: int) -> int | None:
@@ -81,7 +93,10 @@ class WebDatasetSource:
             return found
         path = self.shards[entry.shard]
         key = f"{path}:{found.key}"
-        caption = _text(self._storage.read_range(ByteRange(path, *found.caption)), self._field, key)
+        unwanted = self._refusal(found, path, key)
+        if unwanted is not None:
+            return unwanted
+        caption = self._caption(found, path, key)
         if isinstance(caption, Skip):
             return caption
         asked: tuple[Part, ...] = (ImagePart(ByteRange(path, *found.image)),)
@@ -90,6 +105,24 @@ class WebDatasetSource:
             asked += (TextPart(self._config.prompts[choice]),)
         answer = Turn("assistant", (TextPart(caption),), learn=True)
         return Record(key, (Turn("user", asked, learn=False), answer))
+
+    def _refusal(self, found: _Found, path: str, key: str) -> Skip | None:
+        """Why the filters, or what they cannot read, leave a sample out."""
+        if not self._config.filters:
+            return None
+        if found.metadata is None:
+            return Skip("missing_metadata", key, "filters are set, but the sample has no member .json")
+        metadata = json_object(self._storage.read_range(ByteRange(path, *found.metadata)), key)
+        return metadata if isinstance(metadata, Skip) else refusal(self._config.filters, metadata, key)
+
+    def _caption(self, found: _Found, path: str, key: str) -> str | Skip:
+        """The first caption that is there, or why the last one is none."""
+        text: str | Skip = Skip("missing_caption", key, "no caption")
+        for field, place in found.captions:
+            text = _text(self._storage.read_range(ByteRange(path, *place)), field, key)
+            if not isinstance(text, Skip) or text.cause not in ("missing_caption", "empty_caption"):
+                break
+        return text
 
     def _walk(self, shard: int, place: int) -> Iterator[Entry]:
         path = self.shards[shard]
@@ -114,39 +147,54 @@ class WebDatasetSource:
         image = next((sample.members[name] for name in self._config.images if name in sample.members), None)
         if image is None:
             return Skip("missing_image", key, f"the sample holds only {held}")
-        caption = sample.members.get(self._member)
-        if caption is None:
-            return Skip("missing_caption", key, f"no member .{self._member}; the sample holds only {held}")
+        captions = tuple((field, sample.members[name]) for name, field in self._captions if name in sample.members)
+        if not captions:
+            wanted = " or ".join(f".{name}" for name in dict(self._captions))
+            return Skip("missing_caption", key, f"no member {wanted}; the sample holds only {held}")
         if image[1] == 0:
             return Skip("empty_image", key, "the image has no bytes")
-        if caption[1] > _TEXT_LIMIT:
-            return Skip("caption_too_large", key, f"{caption[1]} bytes")
-        return _Found(sample.key, image, caption)
+        metadata = sample.members.get("json") if self._config.filters else None
+        read = [place for _, place in captions] + ([] if metadata is None else [metadata])
+        largest = max(length for _, length in read)
+        if largest > _TEXT_LIMIT:
+            return Skip("caption_too_large", key, f"{largest} bytes")
+        return _Found(sample.key, image, captions, metadata)
 
 
 def _text(data: bytes, field: str, key: str) -> str | Skip:
     """Returns the caption, stripped, from a text member or from a field of a JSON member."""
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        return Skip("not_utf8", key, str(error))
     if field:
-        try:
-            value = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            return Skip("bad_json", key, str(error))
-        if not isinstance(value, dict):
-            return Skip("not_an_object", key, f"the JSON member is a {type(value).__name__}")
+        value = json_object(data, key)
+        if isinstance(value, Skip):
+            return value
         named = value.get(field)
         if named is None:
             return Skip("missing_caption", key, f"the JSON member has no {field!r}")
         if not isinstance(named, str):
             return Skip("not_text", key, f"{field!r} is a {type(named).__name__}")
         text = named
+    else:
+        try:
+            text = data.decode("utf-8")
+        except UnicodeDecodeError as error:
+            return Skip("not_utf8", key, str(error))
     text = text.strip()
     if not text:
         return Skip("empty_caption", key, "nothing but white space")
     return text if encodable(text) else Skip("not_utf8", key, "a lone surrogate")
+
+
+def json_object(data: bytes, key: str) -> dict[str, Any] | Skip:
+    """Returns what a JSON member holds."""
+    try:
+        value = json.loads(data.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        return Skip("not_utf8", key, str(error))
+    except (ValueError, RecursionError) as error:
+        return Skip("bad_json", key, str(error))
+    return (
+        value if isinstance(value, dict) else Skip("not_an_object", key, f"the JSON member is a {type(value).__name__}")
+    )
 
 
 def encodable(text: str) -> bool:

@@ -1,9 +1,11 @@
 import json
 import tarfile
+from collections import Counter
 
 import pytest
+from pydantic import ValidationError
 
-from data_pipelines.quota import Skip
+from data_pipelines.quota import QuotaExceededError, Skip, Tally, check_quota
 from data_pipelines.record import ByteRange, ImagePart, Record, TextPart, Turn
 from data_pipelines.sources.source import records
 from data_pipelines.sources.webdataset import WebDatasetConfig
@@ -127,3 +129,78 @@ def test_a_walk_goes_on_from_any_place_even_behind_a_break(tmp_path):
 def test_an_empty_shard_list_names_the_pattern(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nothing-\*\.tar"):
         WebDatasetConfig(shards=str(tmp_path / "nothing-*.tar")).open(Storage())
+
+
+def described(key, text="text", **metadata):
+    return [*pair(key, text), (f"{key}.json", json.dumps(metadata).encode())]
+
+
+def test_samples_that_no_filter_wants_are_counted_by_field(tmp_path):
+    members = [
+        *described("good", width=300, height=200, similarity=0.31, NSFW="UNLIKELY"),
+        *described("narrow", width=900, height=200, similarity=0.31, NSFW="UNLIKELY"),
+        *described("small", width=100, height=100, similarity=0.31, NSFW="UNLIKELY"),
+        *described("other", width=300, height=200, similarity=0.1, NSFW="UNLIKELY"),
+        *described("unsafe", width=300, height=200, similarity=0.31, NSFW="NSFW"),
+        *described("unknown", width=300, height=200, NSFW="UNLIKELY"),
+        *described("text", width="300", height=200, similarity=0.31, NSFW="UNLIKELY"),
+        *pair("bare", "text"),
+        *pair("broken", "text"),
+        ("broken.json", b"[1]"),
+    ]
+    filters = {
+        "width": {"at_least": 128},
+        "aspect_ratio": {"at_most": 3},
+        "similarity": {"at_least": 0.28, "at_most": 1},
+        "NSFW": {"one_of": ["UNLIKELY", "UNSURE"]},
+    }
+    assert outcomes(shard(tmp_path, members, filters=filters)) == [
+        "good",
+        "filtered_aspect_ratio",
+        "filtered_width",
+        "filtered_similarity",
+        "filtered_NSFW",
+        "filtered_similarity",
+        "not_a_number",
+        "missing_metadata",
+        "not_an_object",
+    ]
+
+
+def test_no_quota_counts_what_is_filtered():
+    tally = Tally(1000, Counter(filtered_width=900, bad_json=9))
+    check_quota([tally], skip_quota=0.01, unfit_quota=0.0)
+    with pytest.raises(QuotaExceededError, match=r"11 of 1000 records are bad \(bad_json 11\)"):
+        check_quota([tally, Tally(0, Counter(bad_json=2))], skip_quota=0.01, unfit_quota=0.0)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "message"),
+    [
+        ({}, "no bound"),
+        ({"at_least": 2, "at_most": 1}, "exceeds"),
+        ({"one_of": ["a"], "at_most": 1}, "does not go with"),
+    ],
+)
+def test_a_filter_must_make_sense(bounds, message):
+    with pytest.raises(ValidationError, match=message):
+        WebDatasetConfig(shards="x.tar", filters={"width": bounds})
+
+
+def test_of_several_captions_the_first_that_is_there_counts(tmp_path):
+    members = [
+        *described("both", text="raw", recaption="better"),
+        *described("raw", text="raw"),
+        *described("empty", text="raw", recaption=" "),
+        *pair("bare", "raw"),
+        ("wrong.jpg", b"p"),
+        ("wrong.json", b'{"recaption": 3}'),
+    ]
+    source = shard(tmp_path, members, caption=("json:recaption", "txt"))
+    *texts, wrong = [found if isinstance(found, Skip) else found.turns[1].parts[0].text for found in records(source)]
+    assert texts == ["better", "raw", "raw", "raw"] and wrong.cause == "not_text"
+
+
+def test_a_run_without_filters_has_the_fingerprint_that_it_always_had(tmp_path):
+    assert "filters" not in shard(tmp_path, GOOD).fingerprint()
+    assert shard(tmp_path, GOOD, filters={"width": {"at_least": 1}}).fingerprint()["filters"]
