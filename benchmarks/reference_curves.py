@@ -4,7 +4,7 @@
     python benchmarks/reference_curves.py llava15_7b   (one recipe; those that it begins with must have been trained)
 
 A recipe begins with pretrained parts, and so does its twin: with an encoder and a decoder of its own shapes that have
-learned from captions, in a stage of their own, what digits and words are. A recipe that begins with another one's model
+learned from captions and conversations what digits and words are. A recipe that begins with another one's model
 begins with that one's twin. Writes docs/curves/NAME.json and NAME.svg, and docs/curves.md from all that are there.
 """
 
@@ -31,18 +31,33 @@ ROOT = Path(__file__).parents[1]
 CONFIGS, PAGE, CURVES = ROOT / "configs", ROOT / "docs" / "curves.md", ROOT / "docs" / "curves"
 BEGINS_WITH = {"llava15_7b_dpo": "llava15_7b", "llava15_7b_dpo_lora": "llava15_7b"}
 """Recipes that begin with the whole model that another one leaves."""
-BACKBONES = {
-    "name": "backbones",
-    "template": "plain",
-    "mixture": {"pairs": 0.7, "chats": 0.3},
-    "rows": 16,
-    "row_length": 160,
-    "images_per_row": 4,
-    "steps": 1000,
-    "trainable": ["**"],
-    "optimizer": {"kind": "adamw", "beta2": 0.98, "weight_decay": 0.05},
-    "schedule": {"kind": "cosine", "peak": 3.0e-3, "warmup": 0.05, "final": 0.1},
-}
+ADAMW = {"kind": "adamw", "beta2": 0.98, "weight_decay": 0.05}
+BACKBONES = [
+    {
+        "name": "see",
+        "template": "plain",
+        "mixture": {"pairs": 1.0},
+        "rows": 16,
+        "row_length": 96,
+        "images_per_row": 4,
+        "steps": 1000,
+        "trainable": ["**"],
+        "optimizer": ADAMW,
+        "schedule": {"kind": "cosine", "peak": 3.0e-3, "warmup": 0.05, "final": 0.1},
+    },
+    {
+        "name": "talk",
+        "mixture": {"chats": 1.0},
+        "rows": 16,
+        "row_length": 160,
+        "images_per_row": 1,
+        "steps": 200,
+        "trainable": ["**"],
+        "optimizer": ADAMW,
+        "schedule": {"kind": "cosine", "peak": 1.0e-3, "warmup": 0.1},
+    },
+]
+"""Stages that make an encoder and a decoder: captions, then conversations in the model's own template."""
 MEASUREMENTS = 12
 """Times that a stage's held-out loss is measured."""
 QUESTIONS = ("digit", "colour", "count")
@@ -89,7 +104,7 @@ def _beginning(name: str, runs: Path) -> list[str]:
     begins = [f"model.{part}.weights={output / part}" for part in ("encoder", "decoder")]
     if (output / "decoder").is_dir():
         return begins
-    changes = ["variant=tiny", f"output={output}", f"stages={json.dumps([BACKBONES])}"]
+    changes = ["variant=tiny", f"output={output}", f"stages={json.dumps(BACKBONES)}"]
     # Whatever the recipe's own connector is: this one is thrown away.
     changes += ["model.connector={kind: mlp}", "model.tiling=null", "model.instruction_tokenizer=null"]
     _train(load_run(CONFIGS / f"{name}.yaml", changes))
@@ -152,11 +167,11 @@ PAGE_TEXT = """\
 
 The tiny twin (`variant=tiny`) of every recipe in `configs/`, trained on the scenes of `make demo`; written by
 `make curves`. A twin has its recipe's stages, objective, connector and kinds of encoder and decoder, in small. It
-begins, as its recipe does, with an encoder and a decoder that have been trained before: in a stage of {steps} steps
-with a connector that is then thrown away; those of DPO begin with the twin of LLaVA-1.5. Losses are in nats a
-supervised token (an image and its text, or a pair of answers, where such are compared), held out on scenes of digits
-that were never trained on. Questions are about held-out scenes too, beside the same model shown a blank image: the
-share of right answers to what digit, what colour, how many.
+begins, as its recipe does, with an encoder and a decoder that have been trained before: in {steps} steps on captions
+and conversations, with a connector that is then thrown away; those of DPO begin with the twin of LLaVA-1.5. Losses are
+in nats a supervised token (an image and its text, or a pair of answers, where such are compared), held out on scenes
+of digits that were never trained on. Questions are about held-out scenes too, beside the same model shown a blank
+image: the share of right answers to what digit, what colour, how many.
 
 | recipe | stage | steps | held-out loss, first to last | right | right, blank image |
 |---|---|---|---|---|---|
@@ -175,7 +190,9 @@ def write_page() -> None:
             cells = (f"`{curve['recipe']}`", stage["name"], str(stage["steps"][-1]), losses, right, blank)
             rows.append(f"| {' | '.join(cells)} |")
         pictures.append(f"\n## {curve['recipe']}\n\n![losses of {curve['recipe']}](curves/{curve['recipe']}.svg)\n")
-    text = PAGE_TEXT.format(steps=BACKBONES["steps"]) + "\n".join(rows) + "\n" + "".join(pictures)
+    lines = "\n".join(rows)
+    head = PAGE_TEXT.format(steps=sum(stage["steps"] for stage in BACKBONES))
+    text = f"{head}{lines}\n{''.join(pictures)}"
     PAGE.write_text(text, encoding="utf-8")
 
 
