@@ -31,6 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_scoring_verbs(verbs)
     _add_model_verbs(verbs)
     _add_tokenizer_verb(verbs)
+    _add_data_verb(verbs)
     return parser
 
 
@@ -141,6 +142,18 @@ def _add_tokenizer_verb(verbs) -> None:
     train.add_argument("--output", required=True, metavar="FILE.model", help="the tokenizer to write")
     train.add_argument("--vocabulary", type=int, default=32000, help="number of pieces (default: %(default)s)")
     train.add_argument("--algorithm", choices=("bpe", "unigram"), default="bpe", help="(default: %(default)s)")
+
+
+def _add_data_verb(verbs) -> None:
+    data = verbs.add_parser("data", help="look into shards and conversations")
+    actions = data.add_subparsers(title="actions", metavar="ACTION", required=True)
+    verify = _verb(actions, "verify", "read every record and every image, and say what a run would skip", _verify)
+    verify.add_argument("inputs", nargs="+", metavar="DATA", help="image-text tar shards, .json/.jsonl conversations")
+    verify.add_argument("--images", help="folder of the images that conversations name (default: beside them)")
+    verify.add_argument(
+        "--report", metavar="FILE.jsonl", help="a line for every shard; those that it has already are not read again"
+    )
+    verify.add_argument("--threads", type=int, default=2, help="that read and decode (default: %(default)s)")
 
 
 def _train(options: argparse.Namespace) -> int | None:
@@ -261,3 +274,9 @@ def _train_tokenizer(options: argparse.Namespace) -> None:
     skipped = train_on_files(options.inputs, options.output, config)
     left_out = "".join(f"; {count} records without text: {cause}" for cause, count in skipped.items())
     print(f"wrote {options.output}: {options.vocabulary} pieces{left_out}")
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from mllm_jax.terminal import show_verification
+
+    return show_verification(options.inputs, options.images, options.threads, options.report)

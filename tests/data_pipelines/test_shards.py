@@ -1,7 +1,6 @@
 import webdataset
 
-from data_pipelines.shards import ImageText, verify_shard, write_shards
-from tests.support.tiny_stream import BAD_IMAGE, decode
+from data_pipelines.shards import ImageText, write_shards
 
 SAMPLES = [ImageText(b"pixels %d" % number, f"a côté {number}", metadata={"width": 4}) for number in range(5)]
 
@@ -17,17 +16,3 @@ def test_shards_are_what_webdataset_reads(tmp_path):
 def test_the_same_samples_give_the_same_bytes(tmp_path):
     first, second = (write_shards(SAMPLES, tmp_path / name) for name in ("one", "two"))
     assert first[0].read_bytes() == second[0].read_bytes()
-
-
-def test_a_whole_shard_verifies(tmp_path):
-    (path,) = write_shards(SAMPLES, tmp_path)
-    report = verify_shard(path, decode)
-    assert report.whole and report.records == 5
-
-
-def test_a_verification_finds_what_is_wrong(tmp_path):
-    (path,) = write_shards([*SAMPLES, ImageText(BAD_IMAGE, "bad")], tmp_path)
-    assert verify_shard(path, decode).causes() == {"image_corrupt": 1}
-    path.write_bytes(path.read_bytes()[:4000])
-    report = verify_shard(path)
-    assert not report.whole and report.causes() == {"truncated": 1} and report.stated == 6

@@ -8,12 +8,12 @@ import pytest
 
 from data_pipelines.quota import Skip
 from data_pipelines.record import ImagePart, Record
-from data_pipelines.shards import verify_shard
 from data_pipelines.sources.llava_json import LlavaJsonConfig
 from data_pipelines.sources.preference_json import PreferenceJsonConfig
 from data_pipelines.sources.source import records
 from data_pipelines.storage import Storage
 from data_pipelines.transforms.image import ImageTransformConfig, decode_image
+from data_pipelines.verification import verify_shard
 from mllm_jax.demo.dataset import DatasetConfig, DemoData, scenes, write_dataset
 from mllm_jax.demo.questions import questions
 
@@ -39,7 +39,7 @@ def test_the_same_config_writes_the_same_bytes(data, tmp_path):
     [("pairs", CONFIG.pairs), ("pairs_held_out", CONFIG.held_out)],
 )
 def test_shards_verify(data, folder, count):
-    report = verify_shard(data.folder / folder / "00000.tar", decode=DECODE)
+    report = verify_shard(data.folder / folder / "00000.tar")
     assert report.whole and report.records == count
 
 

@@ -1,0 +1,143 @@
+"""Reads whole data sets to find what a run would skip: every record, and every image of it."""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_pipelines.quota import Skip
+from data_pipelines.record import ImagePart, Record
+from data_pipelines.sources.choice import source_of_path
+from data_pipelines.sources.shard_list import expand
+from data_pipelines.storage import Storage
+from data_pipelines.transforms.image import ImageTransformConfig, decode_image
+from data_pipelines.transforms.image_error import ImageError
+
+AHEAD = 4
+"""Shards that each thread may be ahead of the one whose report is asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShardReport:
+    """What a verification found in one shard."""
+
+    path: str
+    size: int
+    """Bytes of the file when it was read."""
+    records: int
+    """Those that are good."""
+    skips: tuple[Skip, ...]
+    stated: int | None
+    """Samples that `NAME_stats.json` states; None without one, and then a tar may be incomplete."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing is bad and the count is the stated one, where one is stated."""
+        return not self.skips and self.stated in (None, self.records)
+
+    def causes(self) -> dict[str, int]:
+        return dict(Counter(skip.cause for skip in self.skips))
+
+    def to_json(self) -> dict[str, Any]:
+        """The line of a report file."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "ShardReport":
+        return cls(**value | {"skips": tuple(Skip(**skip) for skip in value["skips"])})
+
+
+def decode_whole(data: bytes) -> np.ndarray:
+    """Decodes an image whole, and then makes it small; raises ImageError."""
+    return decode_image(data, ImageTransformConfig(size=(16, 16)))
+
+
+def verify(
+    paths: Sequence[str],
+    images: str | None = None,
+    threads: int = 2,
+    known: Collection[ShardReport] = (),
+    decode: Callable[[bytes], np.ndarray] = decode_whole,
+) -> Iterator[ShardReport]:
+    """Yields a report of every shard, in their order.
+
+    Args:
+        paths: shards or LLaVA JSON(L) files; globs and brace ranges are expanded.
+        images: image folder of JSON files.
+        threads: that read and decode, each one shard at a time.
+        known: reports of shards that were read before; one of the same path and size is given again.
+        decode: raises ImageError for a bad image.
+
+    Raises:
+        FileNotFoundError: a pattern names no shard.
+    """
+    storage, by_path = Storage(), {report.path: report for report in known}
+
+    def report_of(path: str) -> ShardReport:
+        before = by_path.get(path)
+        unchanged = before is not None and before.size == storage.size(path)
+        return before if before is not None and unchanged else verify_shard(path, images, decode, storage)
+
+    shards = iter(expand(tuple(paths)))
+    with ThreadPoolExecutor(threads) as pool:
+        waiting = [pool.submit(report_of, path) for path in islice(shards, AHEAD * threads)]
+        while waiting:
+            yield waiting.pop(0).result()
+            waiting += [pool.submit(report_of, path) for path in islice(shards, 1)]
+
+
+def verify_shard(
+    path: str | Path,
+    images: str | None = None,
+    decode: Callable[[bytes], np.ndarray] = decode_whole,
+    storage: Storage | None = None,
+) -> ShardReport:
+    """Reads every record of one shard and decodes every image of it; arguments as for `verify`."""
+    storage, good, skips = storage or Storage(), 0, []
+    source = source_of_path(str(path), images).open(storage)
+    for entry in source.walk(0):
+        record = source.read(entry)
+        fault = record if isinstance(record, Skip) else _undecodable(record, decode, storage)
+        if fault is None:
+            good += 1
+        else:
+            skips.append(fault)
+    return ShardReport(str(path), storage.size(str(path)), good, tuple(skips), _stated(Path(path)))
+
+
+def read_reports(file: str | Path) -> list[ShardReport]:
+    """Reports that were written before, of a shard's the last; one that was cut short is left out."""
+    found = []
+    if os.path.exists(file):
+        for line in Path(file).read_text(encoding="utf-8").splitlines():
+            try:
+                found.append(ShardReport.from_json(json.loads(line)))
+            except (ValueError, TypeError, KeyError):
+                continue
+    return found
+
+
+def _undecodable(record: Record, decode: Callable[[bytes], np.ndarray], storage: Storage) -> Skip | None:
+    for part in (part for turn in record.turns for part in turn.parts):
+        if isinstance(part, ImagePart):
+            try:
+                decode(storage.read_range(part.source))
+            except ImageError as error:
+                return Skip(f"image_{error.cause}", record.key, error.detail)
+    return None
+
+
+def _stated(path: Path) -> int | None:
+    statistics = path.with_name(f"{path.stem}_stats.json")
+    try:
+        stated = json.loads(statistics.read_text())["successes"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return stated if isinstance(stated, int) else None

@@ -1,0 +1,83 @@
+"""`mllm data verify` and what it is made of: every fault is found, told with its key, and read once."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_pipelines.shards import ImageText, write_shards
+from data_pipelines.verification import read_reports, verify, verify_shard
+from mllm_jax.cli import main
+
+
+def png(number: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(number).integers(0, 256, (9, 12, 3), dtype=np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+SAMPLES = [ImageText(png(number), f"a côté {number}", "png") for number in range(5)]
+BAD = ImageText(png(0)[:60], "bad", "png")
+
+
+@pytest.fixture
+def shards(tmp_path):
+    """Three shards, of which the second has a bad image."""
+    return write_shards([*SAMPLES, BAD, *SAMPLES], tmp_path, samples_per_shard=4)
+
+
+def test_a_whole_shard_verifies(tmp_path):
+    (path,) = write_shards(SAMPLES, tmp_path)
+    report = verify_shard(path)
+    assert report.whole and report.records == 5 and report.size == path.stat().st_size
+
+
+def test_a_verification_finds_what_is_wrong(shards):
+    first, second, third = verify([str(path) for path in shards])
+    assert first.whole and third.whole and (first.records, third.records) == (4, 3)
+    assert second.causes() == {"image_corrupt": 1} and second.skips[0].key == f"{shards[1]}:000010001"
+    shards[0].write_bytes(shards[0].read_bytes()[:4000])
+    cut = verify_shard(shards[0])
+    assert not cut.whole and cut.causes() == {"truncated": 1} and cut.stated == 4
+
+
+def test_shards_that_a_report_has_are_read_again_only_if_their_size_has_changed(shards):
+    known = list(verify([str(path) for path in shards]))
+    shards[2].write_bytes(bytes(1024))
+    read = []
+
+    def decode(data):
+        read.append(data)
+
+    again = list(verify([str(path) for path in shards], known=known, decode=decode))
+    assert again[:2] == known[:2] and again[2].records == 0 and not read
+
+
+def test_the_verb_tells_a_line_for_each_shard_with_faults_and_goes_on_where_it_stopped(shards, tmp_path, capsys):
+    report, pattern = tmp_path / "report.jsonl", str(tmp_path / "*.tar")
+    assert main(["data", "verify", pattern, "--report", str(report)]) == 1
+    told = capsys.readouterr().out
+    assert f"{shards[1]}: 3 good records; image_corrupt 1; first {shards[1]}:000010001" in told
+    assert "3 shards, 1 of them with faults: 10 good records; image_corrupt 1" in told
+    lines = report.read_text().splitlines()
+    assert [json.loads(line)["records"] for line in lines] == [4, 3, 3]
+    # Killed in the middle of a line.
+    report.write_text("\n".join([lines[0], lines[1][:40]]))
+    assert main(["data", "verify", pattern, "--report", str(report)]) == 1
+    assert sorted(each.path for each in read_reports(report)) == sorted(map(str, shards))
+    assert main(["data", "verify", str(shards[0]), str(shards[2])]) == 0
+    capsys.readouterr()
+    assert main(["data", "verify", str(tmp_path / "none-*.tar")]) == 1
+    assert "no file matches" in capsys.readouterr().err
+
+
+def test_conversations_and_their_images_are_verified_too(tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "good.png").write_bytes(png(1))
+    talk = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "That."}]
+    records = [{"image": name, "conversations": talk} for name in ("good.png", "none.png")] + [{"conversations": 3}]
+    (tmp_path / "chats.json").write_text(json.dumps(records))
+    (report,) = verify([str(tmp_path / "chats.json")])
+    assert report.records == 1 and sum(report.causes().values()) == 2
