@@ -1,7 +1,10 @@
-"""Eight simulated CPU devices, and quick compilation; the flags must be set before anything imports jax."""
+"""Eight simulated CPU devices, and quick compilation; all of it must be set before anything imports jax."""
 
+import atexit
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +22,14 @@ FLAGS = (
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = " ".join((os.environ.get("XLA_FLAGS", ""), *FLAGS))
+
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    # Tests that start a run several times compile the same programs again and again. The processes that share the
+    # tests have this from the one that starts them.
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -1,7 +1,6 @@
 """From tars of captioned images to BLIP-2 in both of its stages: every room, from a run file to transformers."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,6 @@ import numpy as np
 import pytest
 import transformers
 from flax.traverse_util import flatten_dict
-from jax.experimental.compilation_cache import compilation_cache
 
 from data_pipelines.tokenizer import load_tokenizer
 from mllm_jax.assemble import make_ingredients
@@ -72,24 +70,6 @@ stages:
   - {{name: generate, mixture: {{pairs: 1}}, rows: 8, row_length: 48, images_per_row: 3, steps: 4,
       trainable: ["connector/**"], schedule: {{peak: 1e-2, warmup: 0}}}}
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The same step is compiled for three starts of a run."""
-    changes = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": 0,
-    }
-    before = {name: getattr(jax.config, name) for name in changes}
-    for name, value in changes.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="module")
