@@ -9,12 +9,11 @@ import math
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from PIL import Image
 from pydantic import Field
 
 from data_pipelines.config_class import Config
 from data_pipelines.rendered import NEWLINE, ImageLayout
-from data_pipelines.transforms.image import RESAMPLING, ImageTransformConfig, fit
+from data_pipelines.transforms.image import ImageTransformConfig, fit, resize
 from data_pipelines.transforms.image_error import ImageError
 from data_pipelines.transforms.tile_grid import Size, cut_grid
 
@@ -83,16 +82,16 @@ class AnyResConfig(Config):
         base = np.arange(self.base * count, dtype=np.int32)
         return ImageLayout(rows * columns + self.base, np.concatenate([base, merged.reshape(-1)]), size)
 
-    def cut(self, image: Image.Image, transform: ImageTransformConfig) -> np.ndarray:
-        """Cuts an RGB image into u8[S, H, W, 3]: the base tile, if there is one, and those of the grid row by row."""
-        rows, columns = best_grid((image.height, image.width), self, transform.size)
+    def cut(self, pixels: np.ndarray, transform: ImageTransformConfig) -> np.ndarray:
+        """Cuts u8[H, W, 3] into u8[S, H, W, 3]: the base tile, if there is one, and those of the grid row by row."""
+        rows, columns = best_grid(pixels.shape[:2], self, transform.size)
         area = rows * transform.size[0], columns * transform.size[1]
-        scaled = fitted_size((image.height, image.width), area)
-        canvas = Image.new("RGB", area[::-1])
-        place = (area[1] - scaled[1]) // 2, (area[0] - scaled[0]) // 2
-        canvas.paste(image.resize(scaled[::-1], RESAMPLING[transform.resample]), place)
+        scaled = fitted_size(pixels.shape[:2], area)
+        canvas = np.zeros((*area, 3), np.uint8)
+        top, left = (area[0] - scaled[0]) // 2, (area[1] - scaled[1]) // 2
+        canvas[top : top + scaled[0], left : left + scaled[1]] = resize(pixels, scaled, transform)
         tiles = cut_grid(canvas, transform.size)
-        return np.concatenate([np.asarray(fit(image, transform))[None], tiles]) if self.base else tiles
+        return np.concatenate([fit(pixels, transform)[None], tiles]) if self.base else tiles
 
 
 def best_grid(size: Size, config: AnyResConfig, tile: Size) -> Size:

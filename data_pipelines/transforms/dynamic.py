@@ -6,12 +6,11 @@ Described in https://arxiv.org/abs/2404.16821.
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from PIL import Image
 from pydantic import Field, model_validator
 
 from data_pipelines.config_class import Config
 from data_pipelines.rendered import ImageLayout
-from data_pipelines.transforms.image import RESAMPLING, ImageTransformConfig, fit
+from data_pipelines.transforms.image import ImageTransformConfig, fit, resize
 from data_pipelines.transforms.separate_tiles import TileMarks, separate_layout
 from data_pipelines.transforms.tile_grid import Size, cut_grid
 
@@ -52,14 +51,14 @@ class DynamicConfig(Config):
         grid = self.grid(size, tile)
         return separate_layout(grid, self.thumbnail and grid != (1, 1), features, size, marks)
 
-    def cut(self, image: Image.Image, transform: ImageTransformConfig) -> np.ndarray:
-        """Cuts an RGB image into u8[S, H, W, 3]: the tiles of the grid row by row, then the thumbnail."""
-        (height, width), grid = transform.size, self.grid((image.height, image.width), transform.size)
-        scaled = image.resize((grid[1] * width, grid[0] * height), RESAMPLING[transform.resample])
+    def cut(self, pixels: np.ndarray, transform: ImageTransformConfig) -> np.ndarray:
+        """Cuts u8[H, W, 3] into u8[S, H, W, 3]: the tiles of the grid row by row, then the thumbnail."""
+        (height, width), grid = transform.size, self.grid(pixels.shape[:2], transform.size)
+        scaled = resize(pixels, (grid[0] * height, grid[1] * width), transform)
         tiles = cut_grid(scaled, transform.size)
         if not self.thumbnail or grid == (1, 1):
             return tiles
-        return np.concatenate([tiles, np.asarray(fit(image, transform))[None]])
+        return np.concatenate([tiles, fit(pixels, transform)[None]])
 
     def grid(self, size: Size, tile: Size) -> Size:
         """Rows and columns of the grid for an image.

@@ -1,4 +1,4 @@
-"""Encoded images to pixels of one size, exactly as the exported image processor makes them.
+"""Encoded images to pixels of one size, as the exported image processor makes them.
 
 An image is turned upright by its EXIF orientation; transparency is laid over white; every other mode is converted to
 RGB as Pillow does. Normalisation is not done here: pixels cross to the device as bytes.
@@ -15,6 +15,7 @@ from pydantic import Field
 from data_pipelines.config_class import Config
 from data_pipelines.transforms.image_error import ImageError
 from data_pipelines.transforms.image_header import TURNS, open_header, orientation
+from data_pipelines.transforms.resampling import resized
 
 RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
@@ -41,6 +42,9 @@ class ImageTransformConfig(Config):
     (`mean_colour`). The default is CLIP's."""
     resample: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bicubic"
     """Interpolation of the resize."""
+    resize_with: Literal["pillow", "numpy"] = "pillow"
+    """pillow: byte for byte what transformers' image processors make with the Pillow that is installed; numpy: within 2
+    levels of Pillow 13 in half its time, for training on much data. "nearest" is always Pillow's."""
     max_pixels: int = Field(default=64_000_000, gt=0)
     """Images that take more pixels (width times height, padding and resizing included) are refused by their header,
     before they are decoded."""
@@ -56,11 +60,11 @@ def decode_image(data: bytes, config: ImageTransformConfig) -> np.ndarray:
         ImageError: the bytes are no image of a known format ("unsupported"), are damaged or cut short ("corrupt"), or
             would take more than `config.max_pixels` while decoded, padded or resized ("too_large").
     """
-    return decode_with(data, config, lambda image: np.asarray(fit(image, config)))
+    return decode_with(data, config, lambda pixels: fit(pixels, config))
 
 
-def decode_with(data: bytes, config: ImageTransformConfig, arrange: Callable[[Image.Image], np.ndarray]) -> np.ndarray:
-    """Decodes one image and returns what `arrange` makes of it, upright and in RGB; errors as `decode_image`."""
+def decode_with(data: bytes, config: ImageTransformConfig, arrange: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """Decodes one image and returns what `arrange` makes of it, u8[H, W, 3] upright; errors as `decode_image`."""
     header = open_header(data)
     pixels = max(header.width * header.height, _largest_step(header.size, config))
     if pixels > config.max_pixels:
@@ -73,20 +77,41 @@ def decode_with(data: bytes, config: ImageTransformConfig, arrange: Callable[[Im
         raise ImageError("corrupt", f"{header.format}: {type(error).__name__}: {error}") from error
 
 
-def fit(image: Image.Image, config: ImageTransformConfig) -> Image.Image:
-    """Brings an RGB image to `config.size`."""
+def fit(pixels: np.ndarray, config: ImageTransformConfig) -> np.ndarray:
+    """Brings u8[H, W, 3] to `config.size`."""
     height, width = config.size
-    resample = RESAMPLING[config.resample]
     if config.mode == "crop":
-        short, long = min(image.size), max(image.size)
+        short, long = min(pixels.shape[:2]), max(pixels.shape[:2])
         edge = max(height, width)
         scaled = (edge, int(edge * long / short))
-        image = image.resize(scaled if image.width <= image.height else scaled[::-1], resample)
-        left, top = (image.width - width) // 2, (image.height - height) // 2
-        return image.crop((left, top, left + width, top + height))
+        if pixels.shape[0] > pixels.shape[1]:
+            scaled = scaled[::-1]
+        window = (scaled[0] - height) // 2, (scaled[1] - width) // 2, height, width
+        return resize(pixels, scaled, config, window)
     if config.mode == "pad":
-        image = _squared(image, config.fill)
-    return image.resize((width, height), resample)
+        pixels = _squared(pixels, config.fill)
+    return resize(pixels, config.size, config)
+
+
+def resize(
+    pixels: np.ndarray,
+    target: tuple[int, int],
+    config: ImageTransformConfig,
+    window: tuple[int, int, int, int] | None = None,
+) -> np.ndarray:
+    """Resizes u8[H, W, 3] with the interpolation of `config`.
+
+    Args:
+        pixels: of the image.
+        target: height and width of the whole result.
+        config: of which `size` and `mode` are not asked.
+        window: top, left, height and width of the part of the result that is returned; None: all of it.
+    """
+    if config.resample != "nearest" and config.resize_with == "numpy":
+        return resized(pixels, target, config.resample, window)
+    whole = np.asarray(Image.fromarray(pixels).resize(target[::-1], RESAMPLING[config.resample]))
+    top, left, height, width = window or (0, 0, *target)
+    return whole[top : top + height, left : left + width]
 
 
 def mean_colour(mean: Sequence[float]) -> tuple[int, int, int]:
@@ -144,19 +169,19 @@ def _largest_step(size: tuple[int, int], config: ImageTransformConfig) -> int:
     return config.size[0] * config.size[1]
 
 
-def _upright_rgb(header: Image.Image, data: bytes) -> Image.Image:
-    image = _decoded_jpeg(data) if header.format == "JPEG" and header.mode in ("RGB", "L") else None
-    if image is None or image.size != header.size:
+def _upright_rgb(header: Image.Image, data: bytes) -> np.ndarray:
+    pixels = _decoded_jpeg(data) if header.format == "JPEG" and header.mode in ("RGB", "L") else None
+    if pixels is None or pixels.shape[1::-1] != header.size:
         header.load()
-        image = _rgb(header)
+        pixels = np.asarray(_rgb(header))
     turn = TURNS.get(orientation(header))
-    return image if turn is None else image.transpose(turn)
+    return pixels if turn is None else np.asarray(Image.fromarray(pixels).transpose(turn))
 
 
-def _decoded_jpeg(data: bytes) -> Image.Image | None:
+def _decoded_jpeg(data: bytes) -> np.ndarray | None:
     """Pillow's pixels (both use libjpeg-turbo) in half the time; None for files that need Pillow's leniency."""
     try:
-        return Image.fromarray(simplejpeg.decode_jpeg(data, "RGB"))
+        return simplejpeg.decode_jpeg(data, "RGB")
     except ValueError:
         return None
 
@@ -168,10 +193,13 @@ def _rgb(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
 
 
-def _squared(image: Image.Image, fill: tuple[int, int, int]) -> Image.Image:
-    side = max(image.size)
-    if image.width == image.height:
-        return image
-    square = Image.new("RGB", (side, side), fill)
-    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+def _squared(pixels: np.ndarray, fill: tuple[int, int, int]) -> np.ndarray:
+    height, width = pixels.shape[:2]
+    side = max(height, width)
+    if width == height:
+        return pixels
+    square = np.empty((side, side, 3), np.uint8)
+    square[:] = fill
+    top, left = (side - height) // 2, (side - width) // 2
+    square[top : top + height, left : left + width] = pixels
     return square

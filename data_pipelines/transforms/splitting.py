@@ -4,12 +4,11 @@ import math
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from PIL import Image
 from pydantic import Field
 
 from data_pipelines.config_class import Config
 from data_pipelines.rendered import ImageLayout
-from data_pipelines.transforms.image import RESAMPLING, ImageTransformConfig, fit
+from data_pipelines.transforms.image import ImageTransformConfig, fit, resize
 from data_pipelines.transforms.separate_tiles import TileMarks, separate_layout
 from data_pipelines.transforms.tile_grid import Size, cut_grid
 
@@ -48,11 +47,11 @@ class SplittingConfig(Config):
         height, width = self.scaled_sizes(size, tile[0])[1]
         return separate_layout((height // tile[0], width // tile[1]), True, features, size, marks)
 
-    def cut(self, image: Image.Image, transform: ImageTransformConfig) -> np.ndarray:
-        """Cuts an RGB image into u8[S, H, W, 3]: the tiles of the grid row by row, then the whole."""
-        for height, width in self.scaled_sizes((image.height, image.width), transform.size[0]):
-            image = image.resize((width, height), RESAMPLING[transform.resample])
-        return np.concatenate([cut_grid(image, transform.size), np.asarray(fit(image, transform))[None]])
+    def cut(self, pixels: np.ndarray, transform: ImageTransformConfig) -> np.ndarray:
+        """Cuts u8[H, W, 3] into u8[S, H, W, 3]: the tiles of the grid row by row, then the whole."""
+        for height, width in self.scaled_sizes(pixels.shape[:2], transform.size[0]):
+            pixels = resize(pixels, (height, width), transform)
+        return np.concatenate([cut_grid(pixels, transform.size), fit(pixels, transform)[None]])
 
     def scaled_sizes(self, size: Size, side: int) -> tuple[Size, Size]:
         """The sizes to which an image is scaled one after the other: nearly in proportion, then to whole tiles.

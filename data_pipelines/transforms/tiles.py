@@ -3,7 +3,6 @@
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from data_pipelines.record import ImagePart
 from data_pipelines.rendered import ImageLayout
@@ -77,10 +76,10 @@ class TiledImages:
             ImageError: as `decode_image`; "turned" where the decoded image has another size than its header said.
         """
 
-        def arrange(image: Image.Image) -> np.ndarray:
-            size = image.height, image.width
+        def arrange(pixels: np.ndarray) -> np.ndarray:
+            size = pixels.shape[0], pixels.shape[1]
             if size != layout.size:
                 raise ImageError("turned", f"height and width are {size}, but {layout.size} by the image's header")
-            return self.config.cut(image, self._transform)
+            return self.config.cut(pixels, self._transform)
 
         return decode_with(data, self._transform, arrange)

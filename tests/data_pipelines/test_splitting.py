@@ -74,7 +74,8 @@ def test_tiles_are_those_of_transformers_to_the_byte(size, longest_side, half):
     tiling, side = SplittingConfig(longest_side=longest_side), 2 * half
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8))
     theirs = their_processor(tiling, side)(image, return_tensors="np")
-    ours = tiling.cut(image, ImageTransformConfig(size=(side, side), resample="lanczos"))
+    transform = ImageTransformConfig(size=(side, side), resample="lanczos", resize_with="pillow")
+    ours = tiling.cut(np.asarray(image), transform)
     layout = image_layout(size, tiling, (side, side), (1, FEATURES))
 
     np.testing.assert_array_equal(ours, theirs["pixel_values"][0].transpose(0, 2, 3, 1))

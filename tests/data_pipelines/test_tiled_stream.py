@@ -98,7 +98,7 @@ def test_every_token_of_a_tiled_image_names_its_feature_and_every_slot_holds_its
             assert (
                 index[layout.index != NEWLINE].tolist() == (layout.index[layout.index != NEWLINE] + slot * 4).tolist()
             )
-            tiles = TILING.cut(image, TRANSFORM)
+            tiles = TILING.cut(np.asarray(image), TRANSFORM)
             np.testing.assert_array_equal(batch.images[row, slot : slot + layout.slots], tiles)
             slot += layout.slots
         assert batch.image_mask[row].tolist() == [number < slot for number in range(12)]
