@@ -6,10 +6,12 @@ Formats: POSIX.1-2017 pax and ustar interchange formats; GNU tar manual, "Basic 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
+from zlib import adler32
 
 BLOCK = 512
 _ZEROS = bytes(BLOCK)
 _READ_AHEAD = 4096
+_ADLER_PRIME = 65521
 _EXTENSION_LIMIT = 1 << 20
 _TAIL_LIMIT = 1 << 16
 _REGULAR = frozenset((b"0", b"\0", b"7"))
@@ -148,9 +150,9 @@ def _parse(header: bytes) -> tuple[bytes, str, int]:
     """Returns (type flag, name, size) of one header block."""
     checksum = header[148:156]
     stated = _octal(checksum)
-    # The sum of all bytes modulo 255, in C: it sees every change of a header but 0x00 against 0xff.
-    total = int.from_bytes(header, "little") - int.from_bytes(checksum, "little") + 8 * 32
-    if stated is None or ((total - stated) % 255 and not _signed_sum_is(header, stated)):
+    # The low half of Adler-32 is one more than the sum of the bytes, modulo a prime: the fastest sum of bytes in C.
+    total = (adler32(header) & 0xFFFF) - (adler32(checksum) & 0xFFFF) + 8 * 32
+    if stated is None or ((total - stated) % _ADLER_PRIME and not _signed_sum_is(header, stated)):
         raise _HeaderError(f"the header's checksum is wrong ({_looks_like(header)})")
     field = header[124:136]
     size = int.from_bytes(field[1:], "big") if field[0] == 0x80 else _octal(field)

@@ -1,0 +1,300 @@
+"""Reading, loading, decoding and resizing beside webdataset, torch's DataLoader and grain; prints one JSON line.
+
+    python benchmarks/loaders.py [--samples 2000] [--repeats 5] [--workers 2] [--quality 85 90]
+
+All read the same img2dataset shards of 512 x 384 JPEGs, which the script makes from seeded noise with the spectrum of
+photographs, and squash the images to 224 x 224. Each loader runs in a process of its own, all of them in turn in every
+repeat; figures are medians over the repeats:
+
+    cpu_ms         CPU milliseconds a sample, of the process and its workers
+    samples_per_s  after the first samples have come
+    memory_mb      proportional set size of the process and its workers, above that of an interpreter with NumPy
+
+Loaders: `raw` hands over the bytes; `packed` (ours alone) also packs and places records that cost nothing to decode;
+`pillow` and `numpy` (ours) decode too, and resize with that library.
+"""
+
+import argparse
+import importlib.util
+import io
+import json
+import multiprocessing
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+HEIGHT, WIDTH, SIDE = 384, 512, 224
+IMAGE_TOKENS = 49
+BATCH = 64
+DIFFERENT_IMAGES = 64
+
+
+def photographs(count: int, quality: tuple[int, int]) -> list[bytes]:
+    """JPEGs whose power spectrum falls with the frequency as that of photographs does."""
+    from PIL import Image
+
+    random = np.random.default_rng(0)
+    frequency = np.hypot(np.fft.fftfreq(HEIGHT)[:, None] * HEIGHT, np.fft.rfftfreq(WIDTH) * WIDTH)
+    amplitude = 1 / np.maximum(frequency, 1) ** 1.5
+    encoded = []
+    for number in range(count):
+        noise = np.fft.rfft2(random.standard_normal((4, HEIGHT, WIDTH)))
+        light, *colours = np.fft.irfft2(noise * amplitude, (HEIGHT, WIDTH))
+        planes = [light + 0.3 * colour for colour in colours]
+        pixels = np.clip(128 + 60 * np.stack(planes, axis=-1) / light.std(), 0, 255).astype(np.uint8)
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "JPEG", quality=quality[0] + number % (quality[1] - quality[0] + 1))
+        encoded.append(buffer.getvalue())
+    return encoded
+
+
+def generated_shards(folder: str, samples: int, quality: tuple[int, int]) -> list[str]:
+    """Writes four shards of captioned photographs, each of which comes several times."""
+    from data_pipelines.shards import ImageText, write_shards
+
+    images = photographs(min(samples, DIFFERENT_IMAGES), quality)
+    pairs = (ImageText(images[n % len(images)], f"a caption of some words, number {n}") for n in range(samples))
+    return [str(path) for path in write_shards(pairs, folder, -(-samples // 4))]
+
+
+def ours(shards: list[str], workers: int, decode: Callable[[bytes], np.ndarray]) -> Iterator[int]:
+    """Our loader's batches: lanes, packed rows, pixels."""
+    from data_pipelines.lanes import StreamConfig
+    from data_pipelines.loader import Loader, Preparation
+    from data_pipelines.record import ImagePart, Record
+    from data_pipelines.rendered import RenderedRecord
+    from data_pipelines.sources.webdataset import WebDatasetConfig
+
+    tokens = np.arange(IMAGE_TOKENS + 21, dtype=np.int32)
+    supervised = tokens > IMAGE_TOKENS
+
+    def render(record: Record) -> RenderedRecord:
+        images = tuple(part for part in record.turns[0].parts if isinstance(part, ImagePart))
+        return RenderedRecord(record.key, tokens, supervised, supervised, (1,), images)
+
+    stream = StreamConfig(mixture={"pairs": 1.0}, lanes=2, row_length=8 * len(tokens), images_per_row=8)
+    sources = {"pairs": WebDatasetConfig(shards=tuple(shards))}
+    preparation = Preparation(render, decode, IMAGE_TOKENS, (SIDE, SIDE))
+    with Loader(stream, sources, preparation, BATCH // 8, threads=workers) as loader:
+        for loaded in loader:
+            yield loaded.report.records
+
+
+def ours_raw(shards: list[str], workers: int) -> Iterator[int]:
+    """Image and caption bytes of our source, one sample after the other."""
+    from data_pipelines.record import ImagePart, Record
+    from data_pipelines.sources.source import records
+    from data_pipelines.sources.webdataset import WebDatasetConfig
+    from data_pipelines.storage import Storage
+
+    storage = Storage()
+    while True:
+        for record in records(WebDatasetConfig(shards=tuple(shards)).open(storage)):
+            if isinstance(record, Record) and isinstance(image := record.turns[0].parts[0], ImagePart):
+                storage.read_range(image.source)
+                yield 1
+
+
+def ours_packed(shards: list[str], workers: int) -> Iterator[int]:
+    pixels = np.zeros((SIDE, SIDE, 3), np.uint8)
+    return ours(shards, workers, lambda data: pixels)
+
+
+def ours_decoded(library: str) -> Callable[[list[str], int], Iterator[int]]:
+    def batches(shards: list[str], workers: int) -> Iterator[int]:
+        from data_pipelines.transforms.image import ImageTransformConfig, decode_image
+
+        transform = ImageTransformConfig.model_validate({"size": (SIDE, SIDE), "resize_with": library})
+        return ours(shards, workers, lambda data: decode_image(data, transform))
+
+    return batches
+
+
+def by_pillow(data: bytes) -> np.ndarray:
+    from PIL import Image
+
+    image = Image.open(io.BytesIO(data)).convert("RGB")
+    return np.array(image.resize((SIDE, SIDE), Image.Resampling.BICUBIC))
+
+
+def sample_by_pillow(sample: dict[str, Any]) -> tuple[np.ndarray, str]:
+    return by_pillow(sample["jpg"]), sample["txt"].decode()
+
+
+def webdataset_raw(shards: list[str], workers: int) -> Iterator[int]:
+    import webdataset
+
+    while True:
+        for sample in webdataset.WebDataset(shards, shardshuffle=False):
+            yield "jpg" in sample
+
+
+def webdataset_loaded(shards: list[str], workers: int) -> Iterator[int]:
+    import torch
+    import webdataset
+
+    torch.set_num_threads(1)
+    dataset = webdataset.WebDataset(shards, shardshuffle=False, empty_check=False).map(sample_by_pillow).repeat()
+    for images, _ in torch.utils.data.DataLoader(dataset, batch_size=BATCH, num_workers=workers):
+        yield len(images)
+
+
+class GrainSource:
+    """The records of our source at their places, for a loader that asks for them by number."""
+
+    def __init__(self, shards: list[str]) -> None:
+        from data_pipelines.sources.source import records
+        from data_pipelines.sources.webdataset import WebDatasetConfig
+        from data_pipelines.storage import Storage
+
+        found = records(WebDatasetConfig(shards=tuple(shards)).open(Storage()))
+        self.places = [
+            (place.path, place.offset, place.length) for place in (r.turns[0].parts[0].source for r in found)
+        ]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, number: int) -> np.ndarray:
+        path, offset, length = self.places[number]
+        with open(path, "rb") as file:
+            file.seek(offset)
+            return by_pillow(file.read(length))
+
+
+def grain_loaded(shards: list[str], workers: int) -> Iterator[int]:
+    import grain
+    from absl import flags
+
+    flags.FLAGS.mark_as_parsed()
+    dataset = grain.MapDataset.source(GrainSource(shards)).shuffle(seed=0).repeat().batch(BATCH).to_iter_dataset()
+    for images in dataset.mp_prefetch(grain.multiprocessing.MultiprocessingOptions(num_workers=workers)):
+        yield len(images)
+
+
+LOADERS: dict[str, Callable[[list[str], int], Iterator[int]]] = {
+    "ours_raw": ours_raw,
+    "webdataset_raw": webdataset_raw,
+    "ours_packed": ours_packed,
+    "ours_numpy": ours_decoded("numpy"),
+    "ours_pillow": ours_decoded("pillow"),
+    "webdataset_torch": webdataset_loaded,
+    "grain": grain_loaded,
+}
+
+
+def processes() -> list[Path]:
+    """The `/proc` folders of this process and all below it."""
+    found = [Path("/proc/self").resolve()]
+    for folder in found:
+        for task in folder.glob("task/*/children"):
+            found += [Path("/proc", child) for child in task.read_text().split()]
+    return found
+
+
+def cpu_seconds() -> float:
+    """Of this process and of its living children, which the system counts in hundredths of a second."""
+    ticks = 0
+    for folder in processes()[1:]:
+        fields = (folder / "stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return time.process_time() + ticks / os.sysconf("SC_CLK_TCK")
+
+
+def memory_mb() -> float:
+    """Proportional set size of this process and of its living children."""
+    lines = (line for folder in processes() for line in (folder / "smaps_rollup").read_text().splitlines())
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
+
+
+def measure(name: str, shards: list[str], workers: int, samples: int, answer: Connection) -> None:
+    """Runs in a process of its own: sends CPU milliseconds a sample, samples/s and MB above the bare interpreter.
+
+    The first quarter of the samples warms up. But for raw reading, which begins anew each time, no sample comes twice:
+    our loader remembers where the samples of small shards stand.
+    """
+    bare = memory_mb()
+    counts = LOADERS[name](shards, workers)
+    warm = count = 0
+    while warm < samples // 4:
+        warm += next(counts)
+    wanted = 4 * samples if name.endswith("raw") else samples - warm
+    wall, cpu = time.perf_counter(), cpu_seconds()
+    while count < wanted:
+        count += next(counts)
+    wall, cpu = time.perf_counter() - wall, cpu_seconds() - cpu
+    answer.send((1000 * cpu / count, count / wall, memory_mb() - bare))
+    answer.close()
+    os._exit(0)  # Workers end with their pipes; waiting for them is not measured.
+
+
+def measured(name: str, *arguments: Any) -> tuple[float, ...]:
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=measure, args=(name, *arguments, theirs))
+    process.start()
+    theirs.close()
+    try:
+        return ours.recv()
+    except EOFError:
+        raise RuntimeError(f"The loader {name} failed; its traceback is above.") from None
+    finally:
+        process.join()
+
+
+def installed(name: str) -> bool:
+    needed = {"webdataset_raw": ("webdataset",), "webdataset_torch": ("webdataset", "torch"), "grain": ("grain",)}
+    return all(importlib.util.find_spec(package) for package in needed.get(name, ()))
+
+
+FIELDS = ("cpu_ms", "samples_per_s", "memory_mb")
+
+
+def promises(median: dict[str, dict[str, float]]) -> dict[str, float]:
+    """The ratios that the loader is held to, by what they should be."""
+    ours, peer = median["ours_numpy"], median.get("webdataset_torch")
+    found = {"packed_cpu_ms (at most 0.05)": median["ours_packed"]["cpu_ms"]}
+    if peer is not None:
+        found["exact_cpu_to_webdataset_torch (at most 0.5)"] = round(ours["cpu_ms"] / peer["cpu_ms"], 3)
+        found["exact_speed_to_webdataset_torch (at least 1.9)"] = round(
+            ours["samples_per_s"] / peer["samples_per_s"], 2
+        )
+        raw = median["webdataset_raw"]["cpu_ms"] / median["ours_raw"]["cpu_ms"]
+        found["raw_cpu_of_webdataset_to_ours (at least 10)"] = round(raw, 1)
+    return found | {"memory_mb (at most 150)": ours["memory_mb"]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--samples", type=int, default=2000)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--quality", type=int, nargs=2, default=(85, 90))
+    options = parser.parse_args()
+    names = [name for name in LOADERS if installed(name)]
+    runs: dict[str, list[tuple[float, ...]]] = {name: [] for name in names}
+    with tempfile.TemporaryDirectory() as folder:
+        shards = generated_shards(folder, options.samples, tuple(options.quality))
+        size = sum(os.path.getsize(shard) for shard in shards) / options.samples / 1000
+        for _ in range(options.repeats):
+            for name in names:
+                runs[name].append(measured(name, shards, options.workers, options.samples))
+    median = {name: {field: middle(rows, place) for place, field in enumerate(FIELDS)} for name, rows in runs.items()}
+    found = {"benchmark": "loaders", "samples": options.samples, "kb_a_sample": round(size, 1)}
+    found["not_installed"] = [name for name in LOADERS if name not in names]
+    print(json.dumps(found | {"loaders": median, "promises": promises(median)}))
+
+
+def middle(rows: list[tuple[float, ...]], place: int) -> float:
+    return round(statistics.median(row[place] for row in rows), 4)
+
+
+if __name__ == "__main__":
+    main()
