@@ -113,6 +113,7 @@ def make_ingredients(config: RunConfig) -> Ingredients:
         initial_parameters=partial(_initial_parameters, config, model),
         open_feed=partial(_open_feed, config, model, tokenizer, instructions, captions),
         objective_weights=partial(objective_weights, model),
+        token_ids=partial(tokenizer.encode, start=True),
         run={"model": description.model_dump(mode="json"), "run_file": config.model_dump(mode="json")},
         tokenizer_files=with_instruction_tokenizer(
             tokenizer.files(), instructions.tokenizer.files() if instructions else {}

@@ -117,7 +117,7 @@ def _add_model_verbs(verbs) -> None:
     adapters = export.add_mutually_exclusive_group()
     adapters.add_argument("--merge", action="store_true", help="merge low-rank adapters into the weights (the default)")
     adapters.add_argument(
-        "--adapter", metavar="FOLDER", help="write low-rank adapters here in peft's format; HF_FOLDER is their base"
+        "--adapter", metavar="FOLDER", help="write adapters here in peft's format; HF_FOLDER is their base"
     )
     export.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="(default: %(default)s)")
 

@@ -9,13 +9,18 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mllm_jax.assemble import train
+from mllm_jax.checkpoint.reading import frozen_leaves, latest_stored_step
+from mllm_jax.cli import main
 from mllm_jax.config import load_run
 from mllm_jax.demo.dataset import DatasetConfig, DemoData, scenes, write_dataset
 from mllm_jax.demo.tokenizer_text import write_text_tokenizer, write_tokenizer
+from mllm_jax.interop.model_folder import load_model
 from mllm_jax.model_choice import multimodal_config
+from mllm_jax.models.quantised_kernels import quantised_maps
+from mllm_jax.models.virtual_tokens import VIRTUAL_PATH
 from mllm_jax.parallel.mesh import make_mesh
 from mllm_jax.run_file import read_run_file
 from mllm_jax.training.ingredients import Ingredients
@@ -126,6 +131,23 @@ def small_demo(tmp_path_factory) -> Path:
 ALIKE = ("flamingo_3b.yaml", "llava15_13b.yaml", "llava15_7b_dpo.yaml")
 """Of two recipes with all but the same twin, the one whose twin is trained in long tests alone."""
 TWICE = [pytest.param(name, marks=pytest.mark.soak) if name in ALIKE else name for name in PUBLISHED]
+
+
+def test_a_twin_trains_adapters_and_virtual_tokens_on_a_base_in_eight_bits(small_demo, tmp_path, monkeypatch):
+    monkeypatch.chdir(small_demo)
+    monkeypatch.setattr("mllm_jax.assemble.make_mesh", partial(make_mesh, devices=jax.devices()[:1]))
+    soft = {"kind": "prompt_tuning", "count": 4, "text": "What colour is it?"}
+    changes = ["variant=tiny", f"output={tmp_path}", "data.lanes=2", "model.precision.frozen=int8"]
+    changes += [f"stages.{stage}.{change}" for stage in ("align", "instruct") for change in ("steps=2", "rows=2")]
+    changes += [f"stages.instruct.adapters.soft={json.dumps(soft)}"]
+    assert train(load_run(CONFIGS / "llava15_7b_lora.yaml", changes)) == 0
+    stored = latest_stored_step(tmp_path)
+    maps = quantised_maps(unflatten_dict(dict(frozen_leaves(stored)), sep="/"))
+    assert "decoder/blocks/attention/query" in maps and not any(path.startswith("connector") for path in maps)
+    loaded = flatten_dict(load_model(tmp_path).parameters, sep="/")
+    assert {leaf.dtype.name for leaf in loaded.values()} == {"float32"}
+    assert loaded[f"{VIRTUAL_PATH}embeddings"].shape[0] == 4
+    assert main(["export", str(tmp_path), str(tmp_path / "base"), "--adapter", str(tmp_path / "adapter")]) == 0
 
 
 @pytest.mark.parametrize("name", TWICE)

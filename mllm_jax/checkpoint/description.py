@@ -8,7 +8,12 @@ Json = dict[str, Any]
 
 
 def make_description(
-    run: Json, stage: str, trainable: tuple[str, ...], adapters: Json, files: Mapping[str, bytes]
+    run: Json,
+    stage: str,
+    trainable: tuple[str, ...],
+    adapters: Json,
+    files: Mapping[str, bytes],
+    virtual_tokens: Json | None = None,
 ) -> Json:
     """What is saved with every step.
 
@@ -18,12 +23,14 @@ def make_description(
         trainable: its path patterns.
         adapters: path of a linear map -> the config of its low-rank adapter.
         files: of the tokenizers, name -> content.
+        virtual_tokens: the config of what is learned before every segment; None: nothing is.
     """
     return {
         "run": run,
         "stage": stage,
         "trainable": list(trainable),
         "adapters": adapters,
+        "virtual_tokens": virtual_tokens,
         "tokenizer": {name: _encode(content) for name, content in files.items()},
     }
 

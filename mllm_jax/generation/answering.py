@@ -105,7 +105,7 @@ class Answerer:
 
     def check(self, prompt: Prompt) -> None:
         """Raise ValueError if the prompt does not fit the model."""
-        check_prompt(self.model, prompt, self.decoding.max_new_tokens)
+        check_prompt(self.model, self.parameters, prompt, self.decoding.max_new_tokens)
 
     def pixels(self, image: ImagePart) -> np.ndarray:
         """Read and decode one image: u8[H, W, 3] at the encoder's size, or its tiles, u8[S, H, W, 3]."""

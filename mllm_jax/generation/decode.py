@@ -19,9 +19,10 @@ from data_pipelines.config_class import Config
 from mllm_jax.generation.prompts import Prompt, bucket, pad_prompts
 from mllm_jax.generation.sampling import SamplingConfig, sample
 from mllm_jax.models.connectors.choice import added_weights, instruction_tokens
-from mllm_jax.models.decoder import Decoder, make_cache
+from mllm_jax.models.decoder import Decoder
 from mllm_jax.models.layers.cache import KVCache
 from mllm_jax.models.layers.media import Media
+from mllm_jax.models.layers.virtual_tokens import virtual_count
 from mllm_jax.models.multimodal import Multimodal, slot_features
 from mllm_jax.models.parameters import Parameters
 
@@ -93,7 +94,7 @@ def stream(
     """
     decoder, decoder_parameters = decoder_of(model, parameters)
     for prompt in prompts:
-        check_prompt(model, prompt, config.max_new_tokens)
+        check_prompt(model, parameters, prompt, config.max_new_tokens)
     batch, lengths = pad_prompts(prompts, *image_shape(model), rows, instructions_of(model))
     capacity = bucket(batch.tokens.shape[1] + config.max_new_tokens)
     tokens, cache, media, ahead = _prefill(model, parameters, batch, lengths, key, config.sampling, capacity)
@@ -106,27 +107,29 @@ def stream(
     yield np.asarray(tokens)[: len(prompts)]
 
 
-def check_prompt(model: LanguageModel, prompt: Prompt, max_new_tokens: int) -> None:
-    """Check that the model can read the prompt and answer it.
+def check_prompt(model: LanguageModel, parameters: Parameters, prompt: Prompt, max_new_tokens: int) -> None:
+    """Check that the model can read the prompt, with the virtual tokens before it, and answer it.
 
     Raises:
         ValueError: as `generate`.
     """
-    length = len(prompt.tokens)
+    if not len(prompt.tokens):
+        raise ValueError("found an empty prompt, expected at least one token to continue.")
     decoder = model.config if isinstance(model, Decoder) else model.config.decoder
     max_positions = decoder.max_positions
-    if not length:
-        raise ValueError("found an empty prompt, expected at least one token to continue.")
+    virtual = virtual_count(decoder_of(model, parameters)[1])
+    length = virtual + len(prompt.tokens)
+    found = f"the prompt has {length} tokens" + (f" (with {virtual} virtual ones)" if virtual else "")
     if length + max_new_tokens > max_positions:
         raise ValueError(
-            f"the prompt has {length} tokens, and {max_new_tokens} more may be generated, but the model was made for "
+            f"{found}, and {max_new_tokens} more may be generated, but the model was made for "
             f"{max_positions} positions: shorten the prompt or lower max_new_tokens."
         )
     switch = decoder.position_switch
     # The last token generated is not read.
     if switch is not None and length <= switch < length + max_new_tokens - 1:
         raise ValueError(
-            f"the prompt has {length} tokens, and {max_new_tokens} more may be generated, but past {switch} tokens the "
+            f"{found}, and {max_new_tokens} more may be generated, but past {switch} tokens the "
             "model's rotary positions change (longrope), also of what was read before: lower max_new_tokens to "
             f"{switch - length + 1}, or give a longer prompt."
         )
@@ -185,12 +188,14 @@ def _prefill(
     the answers' places are ahead of their positions (an image may have more tokens than rows or columns)."""
     decoder, decoder_parameters = decoder_of(model, parameters)
     apply = applied(decoder, decoder_parameters)
-    cache = make_cache(decoder.config, len(lengths), capacity, decoder.dtype)
+    cache: Any = apply(len(lengths), capacity, method="start_cache")
+    virtual = cache.lengths
     embeddings, positions, media = embed_prompts(model, parameters, batch)
     hidden, cache = apply(embeddings, batch.segment_ids, positions, cache, media, batch.answer_mask)
     if media is not None:
         media = media.after(jnp.take_along_axis(media.latest, (lengths - 1)[:, None], axis=1)[:, 0])
-    ahead = lengths - 1 - positions[jnp.arange(len(lengths)), lengths - 1].reshape(len(lengths), -1).max(axis=-1)
+    last_position = positions[jnp.arange(len(lengths)), lengths - 1].reshape(len(lengths), -1).max(axis=-1)
+    ahead = virtual + lengths - 1 - last_position
     last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)
     return sample(apply(last, method="logits")[:, 0], jax.random.fold_in(key, 0), sampling), cache, media, ahead
 

@@ -17,7 +17,7 @@ from mllm_jax.interop.families.composite import MultimodalFamily
 from mllm_jax.interop.families.family import Family, FamilyError
 from mllm_jax.interop.imported_folder import new_folder
 from mllm_jax.interop.instruction_tokenizer import instruction_tokenizer_files
-from mllm_jax.interop.model_folder import LoadedModel
+from mllm_jax.interop.model_folder import LoadedModel, check_plain
 from mllm_jax.interop.weights import save
 from mllm_jax.models.connectors.choice import instruction_tokens
 from mllm_jax.models.decoder import DecoderConfig
@@ -42,9 +42,11 @@ def export(loaded: LoadedModel, folder: str | Path, dtype: Any = None, shard_byt
 
     Raises:
         FileExistsError: the folder is there already.
+        AdapterError: the model has virtual tokens.
         FamilyError: transformers has no model that does the same; the message says why.
         ValueError: it has no tokenizer or image processor that does.
     """
+    check_plain(loaded)
     try:
         family, loaded = exportable(loaded)
     except FamilyError as error:

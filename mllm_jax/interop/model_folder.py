@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh, Sharding, SingleDeviceSharding
+from pydantic import TypeAdapter
 
 from data_pipelines.tokenizer import Tokenizer, tokenizer_from_files
 from data_pipelines.transforms.image import ImageTransformConfig
@@ -17,6 +18,7 @@ from data_pipelines.transforms.templates import ChatTemplate
 from mllm_jax.checkpoint import reading as checkpoints
 from mllm_jax.checkpoint.description import INSTRUCTION_TOKENIZER, tokenizer_files
 from mllm_jax.interop import imported_folder
+from mllm_jax.interop.adapter_error import AdapterError
 from mllm_jax.interop.description import ModelDescription, read_description
 from mllm_jax.interop.hub import local_folder
 from mllm_jax.interop.hugging_face import read_folder
@@ -24,8 +26,15 @@ from mllm_jax.interop.processor import has_model_config
 from mllm_jax.interop.safetensors_folder import WeightsError
 from mllm_jax.models.adapters import KERNEL, adapter_paths, with_abstract_adapters, without_adapters
 from mllm_jax.models.layers.low_rank import Adapters, LowRankConfig
+from mllm_jax.models.multimodal import MultimodalConfig
 from mllm_jax.models.parameters import ModelConfig, Parameters, abstract_parameters, logical_axes
 from mllm_jax.models.quantised_kernels import STEPS, quantised_maps, with_float_kernels
+from mllm_jax.models.virtual_tokens import (
+    VirtualTokensConfig,
+    virtual_paths,
+    with_abstract_virtual_tokens,
+    without_virtual_tokens,
+)
 from mllm_jax.parallel.rules import parameter_shardings, replicated
 
 
@@ -107,6 +116,30 @@ def read_model_description(path: str | Path) -> ModelDescription:
     raise _no_model(folder)
 
 
+def read_virtual_tokens(path: str | Path) -> VirtualTokensConfig | None:
+    """What the last stage of a run learned before every segment; None: nothing, or there is no run at the path."""
+    folder = local_folder(str(path))
+    return _virtual_tokens(checkpoints.read_description(_stored_step(folder))) if _is_run(folder) else None
+
+
+def plain_model(loaded: LoadedModel) -> LoadedModel:
+    """The model without its virtual tokens."""
+    return replace(loaded, parameters=without_virtual_tokens(loaded.parameters))
+
+
+def check_plain(loaded: LoadedModel) -> None:
+    """Check that plain weights hold the whole of a model.
+
+    Raises:
+        AdapterError: it has virtual tokens.
+    """
+    if virtual_paths(loaded.parameters):
+        raise AdapterError(
+            f"{loaded.source} has virtual tokens before every segment, which cannot be merged into weights. Export "
+            "with --adapter."
+        )
+
+
 def load_adapted(path: str | Path) -> tuple[LoadedModel, Adapters, Parameters]:
     """Load a run's model as it is without the low-rank adapters of its last stage, and these adapters.
 
@@ -147,13 +180,17 @@ def _load_run(folder: Path, mesh: Mesh | None, dtype: Any) -> LoadedModel:
 
 
 def _read_run(folder: Path, mesh: Mesh | None, dtype: Any) -> tuple[LoadedModel, Adapters, Parameters]:
-    """A run's model, its adapters, and the parameters of both as they are stored."""
+    """A run's model, its low-rank adapters, and the parameters of both as they are stored."""
     stored = _stored_step(folder)
     saved = checkpoints.read_description(stored)
     description = ModelDescription.model_validate(saved["run"]["model"])
     adapters = {path: LowRankConfig.model_validate(config) for path, config in saved["adapters"].items()}
     axes = logical_axes(description.model)
     shapes, named = with_abstract_adapters(adapters, abstract_parameters(description.model), axes)
+    virtual = _virtual_tokens(saved)
+    if virtual is not None:
+        assert isinstance(description.model, MultimodalConfig)
+        shapes, named = with_abstract_virtual_tokens(virtual, description.model.decoder, shapes, named)
     abstract = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, dtype or jnp.float32, sharding=sharding),
         shapes,
@@ -172,6 +209,12 @@ def _read_run(folder: Path, mesh: Mesh | None, dtype: Any) -> tuple[LoadedModel,
         tokenizer_from_files(instructions) if instructions else None,
     )
     return loaded, adapters, parameters
+
+
+def _virtual_tokens(saved: Mapping[str, Any]) -> VirtualTokensConfig | None:
+    """Of what is saved with a step; runs of earlier versions say nothing of them."""
+    config = saved.get("virtual_tokens")
+    return None if config is None else TypeAdapter(VirtualTokensConfig).validate_python(config)
 
 
 def _with_stored_scales(

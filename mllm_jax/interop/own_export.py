@@ -8,7 +8,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from mllm_jax.interop.imported_folder import write_imported
-from mllm_jax.interop.model_folder import LoadedModel
+from mllm_jax.interop.model_folder import LoadedModel, check_plain
 
 
 def export_own(loaded: LoadedModel, folder: str | Path, dtype: Any = None) -> None:
@@ -21,7 +21,9 @@ def export_own(loaded: LoadedModel, folder: str | Path, dtype: Any = None) -> No
 
     Raises:
         FileExistsError: the folder is there already.
+        AdapterError: the model has virtual tokens.
     """
+    check_plain(loaded)
     parameters = flatten_dict(loaded.parameters, sep="/")
     arrays = ((path, _on_host(array, dtype)) for path, array in sorted(parameters.items()))
     write_imported(Path(folder), loaded.description, arrays, loaded.tokenizer, loaded.instruction_tokenizer)

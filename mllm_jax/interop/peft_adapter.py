@@ -1,4 +1,4 @@
-"""Low-rank adapters out, in the format of Hugging Face's peft, beside the model that they stand on."""
+"""Adapters out, in the format of Hugging Face's peft, beside the model that they stand on."""
 
 import json
 import re
@@ -10,10 +10,12 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from safetensors.numpy import save_file
 
+from mllm_jax.interop.adapter_error import AdapterError
 from mllm_jax.interop.equivalents import exportable
 from mllm_jax.interop.export import export
 from mllm_jax.interop.imported_folder import new_folder
-from mllm_jax.interop.model_folder import load_adapted
+from mllm_jax.interop.model_folder import load_adapted, read_virtual_tokens
+from mllm_jax.interop.peft_virtual_tokens import export_virtual_tokens
 from mllm_jax.interop.rules import INPUTS_FIRST, INPUTS_FIRST_FROM_HEADS, LINEAR, LINEAR_FROM_HEADS, Table, tensors
 from mllm_jax.models.layers.low_rank import ADAPTER, DOWN, MAGNITUDE, UP, Adapters, LowRankConfig
 
@@ -22,14 +24,11 @@ PLAIN_LAYOUTS = (LINEAR, LINEAR_FROM_HEADS, INPUTS_FIRST, INPUTS_FIRST_FROM_HEAD
 """Layouts in which an axis of theirs is axes of ours end to end."""
 
 
-class AdapterError(ValueError):
-    """Adapters that peft's format cannot hold."""
-
-
 def export_adapter(run: str | Path, base: str | Path, adapter: str | Path, dtype: Any = None) -> None:
-    """Write the low-rank adapters of a run's last stage as a peft folder, and the model without them as its base.
+    """Write the adapters of a run's last stage as a peft folder, and the model without them as its base.
 
-    What trained beside the adapters (a connector, say) is in the base.
+    They are its virtual tokens, where it has any (low-rank adapters are then merged into the base), or its low-rank
+    adapters. What trained beside them (a connector, say) is in the base.
 
     Args:
         run: a run directory or one checkpoint.
@@ -41,6 +40,9 @@ def export_adapter(run: str | Path, base: str | Path, adapter: str | Path, dtype
         FileExistsError: a folder is there already.
         ValueError: the run has no adapters, or peft or transformers cannot express them; the message says why.
     """
+    if read_virtual_tokens(run) is not None:
+        export_virtual_tokens(run, base, adapter, dtype)
+        return
     loaded, adapters, parameters = load_adapted(run)
     family, _ = exportable(loaded)
     modules = _modules(family.table, flatten_dict(loaded.parameters, sep="/"), adapters)

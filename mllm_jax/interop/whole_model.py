@@ -4,7 +4,7 @@ import jax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mllm_jax.interop.families.family import FamilyError
-from mllm_jax.interop.model_folder import load_model, read_model_description
+from mllm_jax.interop.model_folder import load_model, read_model_description, read_virtual_tokens
 from mllm_jax.interop.safetensors_folder import WeightsError
 from mllm_jax.interop.weights import Tree
 from mllm_jax.models.multimodal import MultimodalConfig
@@ -21,6 +21,11 @@ def check_whole_model(weights: str, wanted: MultimodalConfig) -> None:
         WeightsError: naming the parameters that have no place in the model, or are of another shape.
         FileNotFoundError: there is no model at the path.
     """
+    if read_virtual_tokens(weights) is not None:
+        raise WeightsError(
+            f"model.weights: the last stage of {weights} learned virtual tokens, which no model begins with; name a "
+            "checkpoint of an earlier stage"
+        )
     found = read_model_description(weights).model
     if not isinstance(found, MultimodalConfig):
         kind = type(found).__name__.removesuffix("Config")

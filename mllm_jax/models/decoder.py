@@ -27,6 +27,7 @@ from mllm_jax.models.layers.norms import NORMS, NormName
 from mllm_jax.models.layers.prefix import Prefixes, PrefixTable
 from mllm_jax.models.layers.rotary_scaling import LongRotaryScaling, OptionalRotaryScaling
 from mllm_jax.models.layers.stack import StackConfig, run_stack
+from mllm_jax.models.layers.virtual_tokens import EMBEDDINGS, KEYS, VALUES, VIRTUAL, KeysAndValues, virtual_count
 from mllm_jax.models.layers.vocabulary import PositionEmbedding, TokenEmbedding, TokenOutput, without_padding
 
 HIDDEN_AXES = ("rows", "tokens", "embed_activation")
@@ -212,7 +213,8 @@ class DecoderBlock(nn.Module):
         hidden, cache = carry
         mask, angles = views.of(layer)
         prefix, normed = views.prefix_of(layer), self.norm("attention_norm", hidden)
-        attended, cache = self.attention()(normed, mask, angles, cache, layer, prefix, views.at_image)
+        given = mask, angles, cache, layer, prefix, views.at_image, views.virtual_of(layer)
+        attended, cache = self.attention()(normed, *given)
         if self.config.post_norms:
             attended = self.norm("attention_post_norm", attended)
         hidden = hidden + attended
@@ -245,7 +247,6 @@ class Decoder(nn.Module):
             embeddings = embeddings * jnp.asarray(math.sqrt(self.config.width), embeddings.dtype)
         return embeddings
 
-    @nn.compact
     @jaxtyped(typechecker=beartype)
     def __call__(
         self,
@@ -264,11 +265,54 @@ class Decoder(nn.Module):
 
         `answer_mask` (as in `Batch`) is what prefix attention asks for; what stands between two answers must then be
         given to a cache at once, because its tokens see one another.
+
+        Virtual tokens among the parameters stand before every segment, and move its positions on; a cache has read
+        them where `start_cache` made it.
         """
+        virtual = None if cache is not None else self.virtual_tokens()
+        ahead = virtual_count(self.variables.get("params", {}))
+        return self._read(embeddings, segment_ids, positions + ahead, cache, media, answer_mask, virtual)
+
+    def start_cache(self, rows: int, length: int) -> KVCache:
+        """A cache for `length` tokens in each of `rows` rows, in which the virtual tokens are already."""
+        virtual = self.virtual_tokens()
+        if virtual is None:
+            return make_cache(self.config, rows, length, self.dtype)
+        return virtual.in_cache(make_cache(self.config, rows, virtual.length + length, self.dtype))
+
+    def virtual_tokens(self) -> KeysAndValues | None:
+        """Keys and values of what stands before every segment; None: nothing does."""
+        if not self.has_variable("params", VIRTUAL):
+            return None
+        given: dict[str, Array] = self.get_variable("params", VIRTUAL)
+        if KEYS in given:
+            return KeysAndValues(given[KEYS], given[VALUES])
+        count = given[EMBEDDINGS].shape[0]
+        places = jnp.arange(count)[None]
+        axes = () if self.config.rotary_sections is None else (len(self.config.rotary_sections),)
+        positions = jnp.broadcast_to(places.reshape(1, count, *(1,) * len(axes)), (1, count, *axes))
+        empty = make_cache(self.config, 1, count, self.dtype)
+        # Also where prompts are seen in both directions, each is a block by itself: no segment can be seen from here.
+        read = self._read(given[EMBEDDINGS][None], jnp.ones_like(places), positions, empty, None, places >= 0, None)[1]
+        assert read is not None
+        return KeysAndValues(read.keys[:, 0], read.values[:, 0])
+
+    @nn.compact
+    def _read(
+        self,
+        embeddings: Float[Array, "B T D"],
+        segment_ids: Int[Array, "B T"],
+        positions: Int[Array, "B T *axes"],
+        cache: KVCache | None,
+        media: Media | None,
+        answer_mask: Bool[Array, "B T"] | None,
+        virtual: KeysAndValues | None,
+    ) -> tuple[Float[Array, "B T D"], KVCache | None]:
         config, formats = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}
         if config.positions == "learned":
             embeddings = self.position_embedding(embeddings, positions)
-        views = make_views(config.layer_kinds, segment_ids, positions, cache, self._blocks(segment_ids, answer_mask))
+        blocks = self._blocks(segment_ids, answer_mask)
+        views = make_views(config.layer_kinds, segment_ids, positions, cache, blocks, virtual)
         hidden = nn.with_logical_constraint(embeddings.astype(self.dtype), HIDDEN_AXES)
         hidden, cache = self._layers(hidden, cache, views, media)
         hidden = NORMS[config.norm](config.norm_epsilon, name="final_norm", **formats)(hidden)

@@ -1,6 +1,6 @@
 """What a run is made of, built by whoever knows file formats; training itself knows none."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -57,6 +57,8 @@ class Ingredients:
     )
     """What of the parameters that a stage's objective owns (by their paths below `objective/`, with shardings) is read
     from files; all others begin as the objective says."""
+    token_ids: Callable[[str], Sequence[int]] = lambda text: ()
+    """The ids of a text in the decoder's vocabulary."""
     run: Json = field(default_factory=dict)
     """The resolved run file; goes into every checkpoint."""
     tokenizer_files: Mapping[str, bytes] = field(default_factory=dict)

@@ -24,7 +24,13 @@ class _OptimizerConfig(Config):
 
     weight_decay: float = Field(default=0.0, ge=0)
     """Multiplied by the learning rate, as in torch."""
-    not_decayed: tuple[str, ...] = ("**/class_token", "**/registers", "**/position_embedding", "**/*_scale")
+    not_decayed: tuple[str, ...] = (
+        "**/class_token",
+        "**/registers",
+        "**/position_embedding",
+        "**/*_scale",
+        "**/virtual_tokens/*",
+    )
     """Parameters that weight decay leaves alone, besides norms, biases and every other vector."""
     clip_norm: float | None = Field(default=1.0, gt=0)
     """Gradients longer than this (global norm) are scaled down to it; null never clips."""

@@ -17,6 +17,13 @@ from mllm_jax.models.layers.low_rank import Adapters, LowRankConfig
 from mllm_jax.models.layers.quantised import KernelFormat
 from mllm_jax.models.parameters import abstract_parameters, logical_axes, make_model
 from mllm_jax.models.quantised_kernels import with_abstract_scales
+from mllm_jax.models.virtual_tokens import (
+    VIRTUAL_PATH,
+    VirtualTokensConfig,
+    virtual_paths,
+    virtual_problem,
+    with_abstract_virtual_tokens,
+)
 from mllm_jax.parallel.rules import (
     ROW_AXES,
     ParameterTree,
@@ -61,6 +68,8 @@ class Stage:
     folder: Path
     adapters: Adapters
     """Path of a linear map -> its low-rank adapter."""
+    virtual_tokens: VirtualTokensConfig | None
+    """What is learned before every segment."""
     axes: ParameterTree
     """Logical names of the axes of all parameters, those of the adapters and the objective too."""
     objective: Objective
@@ -103,6 +112,7 @@ def plan_stages(configs: Sequence[StageConfig], run: Run) -> list[Stage]:
             problems.append(f"{place}: name: another stage has this name")
         problems += [f"{place}: {problem}" for problem in _row_problems(config, run.mesh)]
         problems += [f"{place}: {problem}" for problem in _position_problems(config, model.decoder)]
+        problems += [f"{place}: {problem}" for problem in _virtual_problems(config, run.ingredients, configs[:index])]
         try:
             stages.append(_plan_stage(index, config, run, parameters, axes))
         except (PatternError, ObjectiveError) as error:
@@ -128,23 +138,47 @@ def _row_problems(config: StageConfig, mesh: Mesh) -> list[str]:
 
 def _position_problems(config: StageConfig, decoder: DecoderConfig) -> list[str]:
     """A position outside a table has no embedding, and packing may give a whole row to one segment."""
-    fitting = config.row_length <= decoder.max_positions or not config.objective.segments_fill_rows
+    ahead = 0 if config.virtual_tokens is None else config.virtual_tokens[1].count
+    fitting = config.row_length + ahead <= decoder.max_positions or not config.objective.segments_fill_rows
     if decoder.positions != "learned" or fitting:
         return []
+    before = f", less the {ahead} virtual tokens before a segment" if ahead else ""
     return [
-        f"row_length: found {config.row_length}, expected at most {decoder.max_positions}, for as many tokens has the "
-        "decoder learned positions (model.decoder.max_positions); shorten the rows or take a decoder with rotary "
-        "positions"
+        f"row_length: found {config.row_length}, expected at most {decoder.max_positions - ahead}, for as many tokens "
+        f"has the decoder learned positions (model.decoder.max_positions{before}); shorten the rows or take a decoder "
+        "with rotary positions"
     ]
+
+
+def _virtual_problems(config: StageConfig, ingredients: Ingredients, earlier: Sequence[StageConfig]) -> list[str]:
+    """No weights of a plain model hold virtual tokens, so that a stage has none to begin with but its own."""
+    problems = [
+        f"adapters: stage {before.name!r} leaves virtual tokens (adapters.{before.virtual_tokens[0]}), which no later "
+        "stage can begin with; leave them to the last stage"
+        for before in earlier
+        if before.virtual_tokens is not None
+    ]
+    if config.virtual_tokens is None:
+        return problems
+    name, virtual = config.virtual_tokens
+    problem = virtual_problem(virtual, ingredients.model)
+    if virtual.text is not None and not ingredients.token_ids(virtual.text):
+        problem = f"text: the tokenizer makes no tokens of {virtual.text!r}"
+    if problem is None and not config.objective.segments_fill_rows:
+        problem = f"objective {config.objective.kind!r} reads texts that nothing stands before"
+    return problems if problem is None else [*problems, f"adapters.{name}: {problem}"]
 
 
 def _plan_stage(index: int, config: StageConfig, run: Run, parameters: ParameterTree, axes: ParameterTree) -> Stage:
     precision = run.ingredients.precision
     model = make_model(run.ingredients.model, precision.compute_dtype, precision.parameter_dtype)
-    adapters = chosen_adapters(config.adapters, linear_maps(axes))
+    adapters = chosen_adapters(config.low_rank_adapters, linear_maps(axes))
     trainable = (*_trainable(config, parameters), *sorted(adapter_paths(adapters, axes)))
     _check_adapted(adapters, trainable)
     parameters, axes = with_abstract_adapters(adapters, parameters, axes)
+    virtual = None if config.virtual_tokens is None else config.virtual_tokens[1]
+    parameters, axes = with_abstract_virtual_tokens(virtual, run.ingredients.model.decoder, parameters, axes)
+    trainable = (*trainable, *sorted(virtual_paths(axes)))
     staged = StageModel(model, adapters, parameters, axes, trainable)
     objective = make_objective(staged, config.objective)
     trainable = _read(trainable, adapters, objective, config)
@@ -157,6 +191,7 @@ def _plan_stage(index: int, config: StageConfig, run: Run, parameters: Parameter
         index=index,
         folder=stage_folder(run.folder, index, config.name),
         adapters=adapters,
+        virtual_tokens=virtual,
         axes=axes,
         objective=objective,
         validation_objective=make_objective(staged, config.objective.plain()),
@@ -216,6 +251,11 @@ def _read(trainable: tuple[str, ...], adapters: Adapters, objective: Objective, 
     idle = sorted(path for path in adapters if not objective.reads(f"{path}/kernel"))
     if idle:
         raise PatternError(f"adapters: {idle[0]} has an adapter, but no loss of objective {kind!r} depends on it.")
+    if config.virtual_tokens is not None and not objective.reads(VIRTUAL_PATH):
+        name = config.virtual_tokens[0]
+        raise PatternError(
+            f"adapters.{name}: no loss of objective {config.objective.kind!r} depends on virtual tokens."
+        )
     read = tuple(path for path in trainable if objective.reads(path))
     if not read:
         chosen = ", ".join(config.trainable)

@@ -18,6 +18,7 @@ from mllm_jax.checkpoint.layout import OBJECTIVE, mark_done
 from mllm_jax.checkpoint.reading import last_stored_step, read_frozen, read_trained
 from mllm_jax.models.adapters import adapter_paths, with_initial_adapters, without_adapters
 from mllm_jax.models.quantised_kernels import with_quantised_kernels, without_scales
+from mllm_jax.models.virtual_tokens import initial_tokens, virtual_paths, with_initial_virtual_tokens
 from mllm_jax.parallel.processes import is_first_process
 from mllm_jax.parallel.rules import ParameterTree, batch_sharding
 from mllm_jax.parallel.watch import leaving_at_once
@@ -111,14 +112,26 @@ def first_parameters(stage: Stage, earlier: Sequence[Stage], run: Run) -> Parame
     wanted = stage.abstract_parameters()
     abstract = flatten_dict(without_scales(wanted, precision.frozen_dtype), sep="/")
     adapters, owned = adapter_paths(stage.adapters, stage.axes), stage.objective.own.paths()
-    plain = {path: leaf for path, leaf in abstract.items() if path not in adapters | owned}
+    virtual = virtual_paths(stage.axes)
+    plain = {path: leaf for path, leaf in abstract.items() if path not in adapters | virtual | owned}
     parameters = _left_by(earlier, unflatten_dict(plain, sep="/"), run)
     if precision.frozen_kernels is not None:
         parameters = with_quantised_kernels(precision.frozen_kernels, parameters, wanted)
     places = {path: abstract[path].sharding for path in adapters}
     parameters = with_initial_adapters(stage.adapters, parameters, stage.axes, places, seed)
+    parameters = _with_virtual_tokens(stage, parameters, {path: abstract[path].sharding for path in virtual}, run)
     own = {path.removeprefix(f"{OBJECTIVE}/"): abstract[path] for path in owned}
     return parameters | ({OBJECTIVE: unflatten_dict(_initial_own(stage, own, parameters, run), sep="/")} if own else {})
+
+
+def _with_virtual_tokens(stage: Stage, parameters: ParameterTree, places: Mapping[str, Any], run: Run) -> ParameterTree:
+    """The parameters with the virtual tokens as the stage begins, if it has any."""
+    config, ingredients = stage.virtual_tokens, run.ingredients
+    if config is None:
+        return parameters
+    of_text = () if config.text is None else tuple(ingredients.token_ids(config.text))
+    tokens = initial_tokens(config, ingredients.model.decoder, of_text, ingredients.seed)
+    return with_initial_virtual_tokens(config, ingredients.model, parameters, tokens, places)
 
 
 def _initial_own(
@@ -221,8 +234,9 @@ def _save(stage: Stage, run: Run, checkpointer: Checkpointer, step: int, state: 
 
 def _description(stage: Stage, ingredients: Ingredients) -> Json:
     adapters = {path: config.model_dump(mode="json") for path, config in stage.adapters.items()}
+    virtual = None if stage.virtual_tokens is None else stage.virtual_tokens.model_dump(mode="json")
     return make_description(
-        ingredients.run, stage.config.name, stage.config.trainable, adapters, ingredients.tokenizer_files
+        ingredients.run, stage.config.name, stage.config.trainable, adapters, ingredients.tokenizer_files, virtual
     )
 
 

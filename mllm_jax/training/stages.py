@@ -1,9 +1,12 @@
 """What a run file says about one stage."""
 
-from pydantic import Field, model_validator
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, model_validator
 
 from data_pipelines.config_class import Config
 from mllm_jax.models.layers.low_rank import LowRankConfig
+from mllm_jax.models.virtual_tokens import PrefixTuningConfig, PromptTuningConfig, VirtualTokensConfig
 from mllm_jax.training.averages import AverageConfig
 from mllm_jax.training.objectives.choice import ObjectiveConfig
 from mllm_jax.training.objectives.next_token import NextTokenConfig
@@ -13,6 +16,17 @@ from mllm_jax.training.schedules import ScheduleConfig, make_schedule
 
 Mixture = dict[str, float]
 """Name of a source -> its weight; weights need not sum to 1, and 0 leaves a source out."""
+
+
+def _with_kind(value: Any) -> Any:
+    return {"kind": "low_rank"} | value if isinstance(value, dict) else value
+
+
+AdapterConfig = Annotated[
+    Annotated[LowRankConfig | PromptTuningConfig | PrefixTuningConfig, Field(discriminator="kind")],
+    BeforeValidator(_with_kind),
+]
+"""Low-rank where no kind is named."""
 
 
 def _check_mixture(mixture: Mixture) -> None:
@@ -56,9 +70,10 @@ class StageConfig(Config):
     steps: int = Field(gt=0)
     trainable: tuple[str, ...]
     """Path patterns of the parameters that train, such as `connector/**`; `**` alone is all of them."""
-    adapters: dict[str, LowRankConfig] = Field(default={})
+    adapters: dict[str, AdapterConfig] = Field(default={})
     """Low-rank adapters that train too, by a name; a linear map that several choose has the first. What the stage
-    leaves to the next one and to every reader is the model with its adapters merged."""
+    leaves to the next one and to every reader is the model with its adapters merged. Also the virtual tokens of prompt
+    tuning or prefix tuning, of which a model has those of one adapter, in its last stage."""
     objective: ObjectiveConfig = NextTokenConfig()
     optimizer: OptimizerConfig = AdamWConfig()
     schedule: ScheduleConfig = ScheduleConfig()
@@ -74,6 +89,12 @@ class StageConfig(Config):
         _check_mixture(self.mixture)
         if not (self.trainable or self.adapters):
             raise ValueError("nothing trains: name parameters in trainable, or adapters")
+        virtual = [name for name, config in self.adapters.items() if not isinstance(config, LowRankConfig)]
+        if len(virtual) > 1:
+            raise ValueError(
+                f"adapters: {' and '.join(virtual)} are virtual tokens both, of which a model has those of one adapter "
+                "alone; leave one out"
+            )
         if self.rows % self.accumulate:
             raise ValueError(f"rows {self.rows} cannot be cut into accumulate {self.accumulate} equal parts")
         make_schedule(self.schedule, self.steps)
@@ -82,6 +103,17 @@ class StageConfig(Config):
         if problem is not None:
             raise ValueError(problem)
         return self
+
+    @property
+    def low_rank_adapters(self) -> dict[str, LowRankConfig]:
+        """Those of the adapters that stand beside kernels."""
+        return {name: config for name, config in self.adapters.items() if isinstance(config, LowRankConfig)}
+
+    @property
+    def virtual_tokens(self) -> tuple[str, VirtualTokensConfig] | None:
+        """The adapter, and its name, that stands before every segment; None: there is none."""
+        virtual = ((name, config) for name, config in self.adapters.items() if not isinstance(config, LowRankConfig))
+        return next(virtual, None)
 
     def mixtures(self) -> dict[tuple[str, ...], Mixture]:
         """Every mixture that the stage draws from, with its key path inside the stage."""

@@ -17,6 +17,7 @@ from mllm_jax.models.layers.low_rank import LowRankConfig
 from mllm_jax.models.layers.precision import PrecisionConfig
 from mllm_jax.models.multimodal import image_tokens
 from mllm_jax.models.parameters import make_model
+from mllm_jax.models.virtual_tokens import PrefixTuningConfig, without_virtual_tokens
 from mllm_jax.parallel.mesh import MeshConfig, make_mesh
 from mllm_jax.parallel.rules import batch_sharding, use_mesh
 from mllm_jax.training.objectives.preference import PreferenceConfig, pair_count, pairs_of
@@ -159,6 +160,18 @@ def test_rewards_are_what_separates_the_model_from_what_it_was(changes, tmp_path
     assert float(losses.total) == pytest.approx(sum(math.log1p(math.exp(-0.5 * each)) for each in margins), abs=1e-4)
     assert float(losses.parts["reward_accuracy"]) == sum(each > 0 for each in margins)
     assert float(losses.parts["reward_margin"]) == pytest.approx(0.5 * sum(margins), abs=1e-4)
+
+
+def test_the_reference_has_no_virtual_tokens(tmp_path):
+    batch, soft = pair_batch(), PrefixTuningConfig(kind="prefix_tuning", count=3)
+    stage, run = planned(tmp_path, DPO, trainable=(), adapters={"soft": soft})
+    state, _ = begun(stage, run, optax.sgd(1.0), 0.1)
+    assert not flatten_dict(state.frozen, sep="/").keys() & {"objective"}
+    everything = merge(state.trainable, state.frozen)
+    before, after = (segment_sums(MODEL, tree, batch) for tree in (without_virtual_tokens(everything), everything))
+    losses, _ = jax.jit(make_evaluation_step(stage.validation_objective))(state, batch)
+    expected = 0.5 * sum(after[key] - before[key] for key in before if key[1] % 2)
+    assert float(losses.parts["chosen_reward"]) == pytest.approx(expected, abs=1e-4) and abs(expected) > 0.01
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from mllm_jax.models.layers.norms import NORMS, NormName
 from mllm_jax.models.layers.prefix import Prefix
 from mllm_jax.models.layers.projection import Projection
 from mllm_jax.models.layers.rotary import rotate
+from mllm_jax.models.layers.virtual_tokens import KeysAndValues
 
 
 def attend(
@@ -78,6 +79,7 @@ class SelfAttention(nn.Module):
         layer: int | Int[Array, ""] = 0,
         prefix: Prefix | None = None,
         at_image: Bool[Array, "B T"] | None = None,
+        virtual: KeysAndValues | None = None,
     ) -> tuple[Float[Array, "B T D"], KVCache | None]:
         """With a cache, the new keys and values are written to it and the queries read all of it through `mask`.
 
@@ -89,6 +91,7 @@ class SelfAttention(nn.Module):
             layer: whose keys and values in the cache.
             prefix: what the queries read besides, through a softmax of its own.
             at_image: tokens that have projections of their own (a visual expert); None: there are none.
+            virtual: keys and values of this layer that stand before all others, in `mask` too.
         """
         make_key, make_value = self.into_heads("key", self.kv_heads), self.into_heads("value", self.kv_heads)
         query, key, value = self.into_heads("query", self.heads)(hidden), make_key(hidden), make_value(hidden)
@@ -106,6 +109,8 @@ class SelfAttention(nn.Module):
         if cache is not None:
             cache = write_layer(cache, layer, key, value)
             key, value = cache.keys[layer].astype(query.dtype), cache.values[layer].astype(query.dtype)
+        if virtual is not None:
+            key, value = virtual.before(key, value)
         read = attend(query, key, value, mask, self.scale, self.soft_cap)
         if prefix is not None:
             key, value = key_norm(make_key(prefix.embeddings)), make_value(prefix.embeddings)

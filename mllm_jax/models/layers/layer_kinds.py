@@ -11,10 +11,11 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mllm_jax.models.layers.cache import KVCache, next_slots
 from mllm_jax.models.layers.grid_positions import along_sections
-from mllm_jax.models.layers.masks import cached_mask, packed_mask
+from mllm_jax.models.layers.masks import cached_mask, packed_mask, virtual_mask
 from mllm_jax.models.layers.prefix import Prefix, Prefixes
 from mllm_jax.models.layers.rotary import rotary_angles, rotary_frequencies, segment_lengths
 from mllm_jax.models.layers.rotary_scaling import RotaryScaling
+from mllm_jax.models.layers.virtual_tokens import KeysAndValues
 
 Angles = tuple[Float[Array, "B T half"], Float[Array, "B T half"]]
 
@@ -51,10 +52,16 @@ class Views(NamedTuple):
     """What queries read besides the tokens; None: nothing."""
     at_image: Bool[Array, "B T"] | None = None
     """Tokens that have weights of their own; None: there are none."""
+    virtual: KeysAndValues | None = None
+    """What stands before every segment and is in no cache, as the first keys of the masks; None: nothing."""
 
     def prefix_of(self, layer: Int[Array, ""]) -> Prefix | None:
         """What the queries of one layer read besides the tokens."""
         return None if self.prefixes is None else self.prefixes.of(layer, self.masks.shape[1])
+
+    def virtual_of(self, layer: Int[Array, ""]) -> KeysAndValues | None:
+        """The virtual tokens of one layer."""
+        return None if self.virtual is None else self.virtual.of(layer)
 
     def of(self, layer: Int[Array, ""]) -> tuple[Bool[Array, "B 1 T S"], Angles | None]:
         """The mask and the angles of one layer."""
@@ -70,10 +77,12 @@ def make_views(
     positions: Int[Array, "B T *axes"],
     cache: KVCache | None,
     blocks: Int[Array, "B T"] | None = None,
+    virtual: KeysAndValues | None = None,
 ) -> Views:
     """Views of packed rows (no cache) or of tokens that follow those of a cache; `kinds` has one entry a layer.
 
-    `blocks` are those of `masks.prompt_blocks`; None: attention is causal.
+    `blocks` are those of `masks.prompt_blocks`; None: attention is causal. `virtual` stands before every segment of
+    packed rows; a cache has it already.
     """
     distinct = list(dict.fromkeys(kinds))
     slots = None if cache is None else (next_slots(cache, segment_ids.shape[1]), cache.capacity)
@@ -81,6 +90,9 @@ def make_views(
         packed_mask(segment_ids, kind.window, blocks) if slots is None else cached_mask(*slots, kind.window, blocks)
         for kind in distinct
     ]
+    if virtual is not None:
+        before = [virtual_mask(segment_ids, virtual.length, kind.window) for kind in distinct]
+        masks = [jnp.concatenate(pair, axis=-1) for pair in zip(before, masks, strict=True)]
     width = max((kind.rotation.width for kind in distinct if kind.rotation is not None), default=0)
     angles = [_angles(kind.rotation, width, segment_ids, positions) for kind in distinct]
     return Views(
@@ -89,6 +101,7 @@ def make_views(
         cosines=jnp.stack([cosine for cosine, _ in angles]) if width else None,
         sines=jnp.stack([sine for _, sine in angles]) if width else None,
         segment_ids=segment_ids,
+        virtual=virtual,
     )
 
 

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from types import MappingProxyType
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -33,6 +33,7 @@ kernel (DoRA)."""
 class LowRankConfig(Config):
     """Low-rank adapters of the linear maps that `targets` choose."""
 
+    kind: Literal["low_rank"] = "low_rank"
     targets: tuple[str, ...] = Field(min_length=1)
     """Path patterns of linear maps, such as `decoder/**/attention/query`."""
     rank: int = Field(default=8, gt=0)

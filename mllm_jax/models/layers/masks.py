@@ -1,5 +1,6 @@
 """Who may attend to whom. Every query may attend to at least one key, so that no softmax is empty (NaN)."""
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
@@ -43,6 +44,14 @@ def cached_mask(
         block_of_key = jnp.take_along_axis(blocks, jnp.clip(places, 0, slots.shape[1] - 1), axis=1)
         seen |= is_new[:, None] & (blocks[:, :, None] == block_of_key[:, None])
     return seen[:, None]
+
+
+def virtual_mask(segment_ids: Int[Array, "B T"], count: int, window: int | None = None) -> Bool[Array, "B 1 T V"]:
+    """Over `count` virtual tokens, which stand before every segment: a token sees all, or those inside its window."""
+    slots = jnp.arange(segment_ids.shape[1])
+    opens_segment = segment_ids != jnp.pad(segment_ids[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
+    place = slots - jax.lax.cummax(jnp.where(opens_segment, slots, 0), axis=1)
+    return _causal(count + place, jnp.arange(count), window)[:, None]
 
 
 def _causal(queries: Int[Array, "B T"], keys: Int[Array, " S"], window: int | None) -> Bool[Array, "B T S"]:

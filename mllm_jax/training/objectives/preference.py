@@ -15,6 +15,7 @@ from data_pipelines.batch import Batch
 from mllm_jax.checkpoint.layout import OBJECTIVE
 from mllm_jax.models.adapters import adapter_paths
 from mllm_jax.models.layers.low_rank import DROPOUT, NO_ADAPTERS, Adapters, adapted
+from mllm_jax.models.virtual_tokens import virtual_paths, without_virtual_tokens
 from mllm_jax.parallel.rules import ParameterTree
 from mllm_jax.training.cross_entropy import Logits, chunk_problem, chunked_token_losses, token_losses
 from mllm_jax.training.objective import Losses, Objective, ObjectiveBase, OwnParameters, StageModel
@@ -84,6 +85,7 @@ def preference_objective(stage: StageModel, config: PreferenceConfig) -> Objecti
             features = _features(stage.model, parameters, batch)
         if live:
             before = merge(parameters, parameters[OBJECTIVE][REFERENCE]) if copied else parameters
+            before = without_virtual_tokens(before)
             reference = log_probabilities(NO_ADAPTERS, before, batch, features, None)
             batch = _behind(reference, batch)
         policy = log_probabilities(stage.adapters, parameters, batch, features, key)
@@ -177,7 +179,7 @@ def _log_probabilities(
 
 def _copied(stage: StageModel) -> tuple[str, ...]:
     """Paths of what trains but for adapters, without which the model is what it was."""
-    own = adapter_paths(stage.adapters, stage.axes)
+    own = adapter_paths(stage.adapters, stage.axes) | virtual_paths(stage.axes)
     return tuple(path for path in stage.trainable if path not in own)
 
 
