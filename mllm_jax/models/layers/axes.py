@@ -12,9 +12,11 @@ PARAMETER_AXES = (
     "positions",
     "experts",
     "rank",
+    "groups",
 )
 """Names of parameter axes. `embed` is the model width of encoder, connector and decoder alike; an axis that is never
-worth sharding (the pixels of a patch) has no name. `rank` is a low-rank adapter's, on the side without `embed`."""
+worth sharding (the pixels of a patch) has no name. `rank` is a low-rank adapter's, on the side without `embed`;
+`groups` are those of a quantised kernel's inputs that share a step."""
 
 ACTIVATION_AXES = (
     "rows",
