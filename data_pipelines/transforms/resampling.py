@@ -25,7 +25,7 @@ LARGEST_PRODUCT = 1 << 18
 _CHANNELS = 3
 _VECTOR = 16
 """float32 numbers in a register: rows of weights of the pass along the width are padded to a multiple."""
-_STRIP_ROWS = 128
+_STRIP_ROWS = 64
 """Rows that go through the pass along the width together, if that many stay in a core's cache."""
 _CACHED_VALUES = 1 << 18
 """Values that become float32 together: 1 MB."""
