@@ -15,7 +15,7 @@ class PrecisionConfig(Config):
 
     parameters: DtypeName = "float32"
     """Format of the parameters that train (and of their optimizer state)."""
-    frozen: DtypeName | KernelFormatName = "float32"
+    frozen: Literal[DtypeName, KernelFormatName] = "float32"
     """Format in which parameters that do not train are kept. With int8 or int4, linear maps' kernels alone are, rounded
     from bfloat16; all others (embeddings, norms, experts, the output projection) are kept in bfloat16."""
     compute: DtypeName = "bfloat16"
