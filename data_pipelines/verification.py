@@ -23,6 +23,8 @@ from data_pipelines.transforms.image_error import ImageError
 AHEAD = 4
 """Shards that each thread may be ahead of the one whose report is asked for."""
 
+_STATISTICS = "_stats.json"
+
 
 @dataclass(frozen=True, slots=True)
 class ShardReport:
@@ -35,12 +37,14 @@ class ShardReport:
     """Those that are good."""
     skips: tuple[Skip, ...]
     stated: int | None
-    """Samples that `NAME_stats.json` states; None without one, and then a tar may be incomplete."""
+    """Samples that `NAME_stats.json` states; None without one, as a JSON file always is."""
+    unfinished: bool = False
+    """A tar without statistics beside others that have them: they are written last, so its writer did not end."""
 
     @property
     def whole(self) -> bool:
-        """Whether nothing is bad and the count is the stated one, where one is stated."""
-        return not self.skips and self.stated in (None, self.records)
+        """Whether nothing is bad, its writer ended, and the count is the stated one, where one is stated."""
+        return not self.skips and not self.unfinished and self.stated in (None, self.records)
 
     def causes(self) -> dict[str, int]:
         return dict(Counter(skip.cause for skip in self.skips))
@@ -109,7 +113,9 @@ def verify_shard(
             good += 1
         else:
             skips.append(fault)
-    return ShardReport(str(path), storage.size(str(path)), good, tuple(skips), _stated(Path(path)))
+    stated = _stated(Path(path))
+    unfinished = stated is None and Path(path).suffix == ".tar" and _beside_statistics(Path(path))
+    return ShardReport(str(path), storage.size(str(path)), good, tuple(skips), stated, unfinished)
 
 
 def read_reports(file: str | Path) -> list[ShardReport]:
@@ -134,8 +140,12 @@ def _undecodable(record: Record, decode: Callable[[bytes], np.ndarray], storage:
     return None
 
 
+def _beside_statistics(path: Path) -> bool:
+    return next(path.parent.glob(f"*{_STATISTICS}"), None) is not None
+
+
 def _stated(path: Path) -> int | None:
-    statistics = path.with_name(f"{path.stem}_stats.json")
+    statistics = path.with_name(path.stem + _STATISTICS)
     try:
         stated = json.loads(statistics.read_text())["successes"]
     except (OSError, ValueError, KeyError, TypeError):

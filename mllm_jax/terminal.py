@@ -86,6 +86,8 @@ def _fault(report: ShardReport) -> str:
     said = [f"{report.path}: {report.records} good records"]
     if report.stated not in (None, report.records + len(report.skips)):
         said.append(f"its statistics state {report.stated}")
+    if report.unfinished:
+        said.append(f"no {Path(report.path).stem}_stats.json, which others beside it have: its writer did not end")
     said += [f"{cause} {count}" for cause, count in report.causes().items()]
     said += [f"first {skip.key} ({skip.detail})" for skip in report.skips[:1]]
     return "; ".join(said)

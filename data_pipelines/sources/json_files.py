@@ -1,6 +1,5 @@
 """JSON arrays and JSONL files of records that name images, read one record at a time through an index of offsets."""
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any
@@ -13,6 +12,7 @@ from data_pipelines.quota import Skip
 from data_pipelines.record import ByteRange, ImagePart, Record
 from data_pipelines.sources.image_places import FolderImages, ImagePlaces, NoImages, TarImages
 from data_pipelines.sources.json_index import RECORD_LIMIT, load_index
+from data_pipelines.sources.json_object import json_object
 from data_pipelines.sources.shard_list import expand, identity
 from data_pipelines.sources.source import Entry
 from data_pipelines.storage import Storage
@@ -83,16 +83,7 @@ class JsonFiles(ABC):
             return entry.content
         path = self.shards[entry.shard]
         key = f"{path}:{entry.place}"
-        data = self._storage.read_range(ByteRange(path, *entry.content))
-        try:
-            value = json.loads(data.decode("utf-8"))
-        except UnicodeDecodeError as error:
-            return Skip("not_utf8", key, str(error))
-        except (ValueError, RecursionError) as error:
-            return Skip("bad_json", key, str(error))
-        if not isinstance(value, dict):
-            return Skip("not_an_object", key, f"a {type(value).__name__}")
-        return value
+        return json_object(self._storage.read_range(ByteRange(path, *entry.content)), key)
 
     @abstractmethod
     def record(self, value: dict[str, Any], key: str) -> Record | Skip:

@@ -1,6 +1,5 @@
 """Image-text pairs in tar shards as img2dataset writes them (LAION, CC3M, CC12M, DataComp, COYO)."""
 
-import json
 from collections.abc import Iterator
 from functools import partial
 from typing import Annotated, Any, Literal, NamedTuple
@@ -12,6 +11,7 @@ from data_pipelines.permutation import seed_of
 from data_pipelines.quota import Skip
 from data_pipelines.record import ByteRange, ImagePart, Part, Record, TextPart, Turn
 from data_pipelines.sources.filters import FieldFilter, refusal
+from data_pipelines.sources.json_object import json_object
 from data_pipelines.sources.shard_list import expand, identity
 from data_pipelines.sources.source import Entry
 from data_pipelines.sources.tar_headers import Break
@@ -182,19 +182,6 @@ def _text(data: bytes, field: str, key: str) -> str | Skip:
     if not text:
         return Skip("empty_caption", key, "nothing but white space")
     return text if encodable(text) else Skip("not_utf8", key, "a lone surrogate")
-
-
-def json_object(data: bytes, key: str) -> dict[str, Any] | Skip:
-    """Returns what a JSON member holds."""
-    try:
-        value = json.loads(data.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        return Skip("not_utf8", key, str(error))
-    except (ValueError, RecursionError) as error:
-        return Skip("bad_json", key, str(error))
-    return (
-        value if isinstance(value, dict) else Skip("not_an_object", key, f"the JSON member is a {type(value).__name__}")
-    )
 
 
 def encodable(text: str) -> bool:

@@ -149,6 +149,7 @@ def fingerprint(tree: ParameterTree) -> ParameterTree:
 
 
 def _leaf_fingerprint(leaf: Array) -> Array:
+    # Two int4 values share a byte, and bits are only read from whole ones.
     if leaf.dtype.name == "int4":
         leaf = leaf.astype(jnp.int8)
     unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[leaf.dtype.itemsize]

@@ -49,7 +49,7 @@ def test_tiles_are_those_of_transformers_to_the_byte(size, bounds):
     tiling, tile = DynamicConfig(min_tiles=bounds[0], max_tiles=bounds[1]), (12, 16)
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8))
     theirs = their_processor(tiling, tile)(image, return_tensors="np")
-    ours = tiling.cut(np.asarray(image), ImageTransformConfig(size=tile, resize_with="pillow"))
+    ours = tiling.cut(np.asarray(image), ImageTransformConfig(size=tile))
 
     np.testing.assert_array_equal(ours, theirs["pixel_values"].transpose(0, 2, 3, 1))
     assert image_layout(size, tiling, tile, (1, FEATURES)).slots == len(ours) == theirs["num_patches"][0]

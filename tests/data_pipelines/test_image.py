@@ -54,7 +54,7 @@ def normalised(pixels: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("target", [(32, 32), (30, 45)])
 @pytest.mark.parametrize("size", SIZES)
 def test_pixels_are_those_of_the_exported_processor(tmp_path, mode, target, size):
-    config = ImageTransformConfig(size=target, mode=mode, fill=mean_colour(MEAN), resize_with="pillow")
+    config = ImageTransformConfig(size=target, mode=mode, fill=mean_colour(MEAN))
     data = encoded(picture(*size), "JPEG", quality=85)
     ours = decode_image(data, config)
     assert ours.shape == (*target, 3) and ours.dtype == np.uint8
@@ -81,7 +81,7 @@ def test_pixels_are_those_of_the_exported_processor(tmp_path, mode, target, size
     ],
 )
 def test_every_mode_becomes_rgb_as_in_transformers(tmp_path, mode, format):
-    config = ImageTransformConfig(size=(24, 24), resize_with="pillow")
+    config = ImageTransformConfig(size=(24, 24))
     data = encoded(picture(41, 29, mode), format)
     theirs = through_transformers(data, config, tmp_path)
     np.testing.assert_allclose(normalised(decode_image(data, config)), theirs, atol=1e-6)
@@ -89,7 +89,7 @@ def test_every_mode_becomes_rgb_as_in_transformers(tmp_path, mode, format):
 
 @pytest.mark.parametrize("resample", ["nearest", "bilinear", "bicubic", "lanczos"])
 def test_every_interpolation_is_exported(tmp_path, resample):
-    config = ImageTransformConfig(size=(24, 24), resample=resample, resize_with="pillow")
+    config = ImageTransformConfig(size=(24, 24), resample=resample)
     data = encoded(picture(41, 29))
     theirs = through_transformers(data, config, tmp_path)
     np.testing.assert_allclose(normalised(decode_image(data, config)), theirs, atol=1e-6)

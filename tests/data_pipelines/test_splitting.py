@@ -74,7 +74,7 @@ def test_tiles_are_those_of_transformers_to_the_byte(size, longest_side, half):
     tiling, side = SplittingConfig(longest_side=longest_side), 2 * half
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8))
     theirs = their_processor(tiling, side)(image, return_tensors="np")
-    transform = ImageTransformConfig(size=(side, side), resample="lanczos", resize_with="pillow")
+    transform = ImageTransformConfig(size=(side, side), resample="lanczos")
     ours = tiling.cut(np.asarray(image), transform)
     layout = image_layout(size, tiling, (side, side), (1, FEATURES))
 

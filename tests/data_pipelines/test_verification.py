@@ -43,6 +43,20 @@ def test_a_verification_finds_what_is_wrong(shards):
     assert not cut.whole and cut.causes() == {"truncated": 1} and cut.stated == 4
 
 
+def test_a_tar_without_the_statistics_that_others_beside_it_have_is_not_whole(shards, capsys):
+    statistics = [path.with_name(f"{path.stem}_stats.json") for path in shards]
+    statistics[0].unlink()
+    first, _, third = verify([str(path) for path in shards])
+    assert first.unfinished and not first.whole and first.records == 4 and not first.skips
+    assert third.whole
+    assert main(["data", "verify", str(shards[0])]) == 1
+    assert "no 00000_stats.json, which others beside it have" in capsys.readouterr().out
+    # Tools other than img2dataset write none at all.
+    for path in statistics[1:]:
+        path.unlink()
+    assert verify_shard(shards[0]).whole
+
+
 def test_shards_that_a_report_has_are_read_again_only_if_their_size_has_changed(shards):
     known = list(verify([str(path) for path in shards]))
     shards[2].write_bytes(bytes(1024))
@@ -79,5 +93,6 @@ def test_conversations_and_their_images_are_verified_too(tmp_path):
     talk = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "That."}]
     records = [{"image": name, "conversations": talk} for name in ("good.png", "none.png")] + [{"conversations": 3}]
     (tmp_path / "chats.json").write_text(json.dumps(records))
+    (tmp_path / "00000_stats.json").write_text('{"successes": 3}')
     (report,) = verify([str(tmp_path / "chats.json")])
-    assert report.records == 1 and sum(report.causes().values()) == 2
+    assert report.records == 1 and sum(report.causes().values()) == 2 and not report.unfinished
