@@ -97,15 +97,19 @@ def run(name: str, stages: list[dict[str, Any]], options: argparse.Namespace) ->
         sources |= {
             f"pairs{ending}": {"kind": "webdataset", "shards": shards},
             f"preferences{ending}": {"kind": "preference_json", "files": str(preferences), "image_shards": shards},
-            f"chats{ending}": None,
         }
         if not preferences.exists():
             write_preferences(shards, preferences)
     begins = [f"model.encoder.weights={options.encoder}", f"model.decoder.weights={options.decoder}"]
     if name in BEGINS_WITH:
         begins = [f"model.weights={options.output / BEGINS_WITH[name]}"]
-    changes = [f"data.sources.{key}={json.dumps(value)}" for key, value in sources.items()]
-    changes += [f"stages={json.dumps(stages)}", f"output={output}", *begins, *options.overrides]
+    changes = [
+        f"data.sources={json.dumps(sources)}",
+        f"stages={json.dumps(stages)}",
+        f"output={output}",
+        *begins,
+        *options.overrides,
+    ]
     stopped = train(load_run(NANO, changes))
     if stopped:
         sys.exit(stopped)
@@ -161,4 +165,4 @@ if __name__ == "__main__":
     parser.add_argument("--prefer-steps", type=int, default=30, help="(default: %(default)s)")
     parser.add_argument("--questions", type=int, default=200, help="held-out images (default: %(default)s)")
     parser.add_argument("overrides", nargs="*", help="key.path=value, as for mllm train")
-    main(parser.parse_args())
+    main(parser.parse_intermixed_args())

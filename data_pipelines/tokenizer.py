@@ -179,6 +179,10 @@ class Tokenizer:
         """
         return self.special_id(self.image_token)
 
+    def with_special_tokens(self, names: Sequence[str]) -> "Tokenizer":
+        """The same tokenizer with special tokens after its vocabulary where they are not in it already."""
+        return Tokenizer(with_special_tokens(self._json, [*names]), self._config)
+
     def with_image_token(self, name: str) -> "Tokenizer":
         """The same tokenizer with another of its special tokens holding the places of images."""
         return Tokenizer(self._json, self._config | ({} if name == self.image_token else {PLACEHOLDER: name}))

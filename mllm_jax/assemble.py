@@ -31,6 +31,7 @@ from mllm_jax.interop.connector_weights import check_connector_weights, load_con
 from mllm_jax.interop.description import ModelDescription
 from mllm_jax.interop.hub import local_folder
 from mllm_jax.interop.instruction_tokenizer import check_vocabulary
+from mllm_jax.interop.model_folder import read_tokenizer
 from mllm_jax.interop.whole_model import check_whole_model, load_whole_model
 from mllm_jax.model_choice import ModelChoice, multimodal_config
 from mllm_jax.models.connectors.choice import instruction_tokens
@@ -124,15 +125,19 @@ def make_ingredients(config: RunConfig) -> Ingredients:
 
 def _tokenizer(model: ModelChoice, templates: list[ChatTemplate]) -> Tokenizer:
     """The decoder's tokenizer, with the tokens that stand for images and around them."""
-    path = model.tokenizer or model.decoder.weights
-    if path is None:
-        raise RunFileError(
-            "model.tokenizer: is null, and so is model.decoder.weights: name a tokenizer or a decoder folder"
-        )
     around_images = dict.fromkeys(
         token for template in templates for token in (*template.image.tokens, *tile_tokens(template, model.tiling))
     )
-    return load_tokenizer(local_folder(path), added_tokens=(IMAGE_TOKEN, *around_images))
+    added = (IMAGE_TOKEN, *around_images)
+    if model.tokenizer is None and model.weights is not None:
+        return read_tokenizer(model.weights, added)
+    path = model.tokenizer or model.decoder.weights
+    if path is None:
+        raise RunFileError(
+            "model.tokenizer: is null, and so are model.weights and model.decoder.weights: name a tokenizer, a whole "
+            "model or a decoder folder"
+        )
+    return load_tokenizer(local_folder(path), added)
 
 
 def _instruction_encoder(choice: ModelChoice, model: MultimodalConfig) -> InstructionEncoder | None:

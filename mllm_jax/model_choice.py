@@ -71,7 +71,8 @@ class ModelChoice(Config):
     kind `q_former`, of which all but what reads the image begins as BERT. Null starts from random parameters."""
     decoder: DecoderChoice
     tokenizer: str | None = None
-    """A SentencePiece `.model`, a `tokenizer.json` or a folder with either; null takes the decoder's weights folder."""
+    """A SentencePiece `.model`, a `tokenizer.json` or a folder with either; null takes that of the whole
+    model that the run begins with, or else of the decoder's weights folder."""
     instruction_tokenizer: str | None = None
     """Likewise, of the instructions that a connector reads with an image (`connector.text`); null: it reads none."""
     chat_template: str

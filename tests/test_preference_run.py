@@ -148,6 +148,12 @@ def test_what_is_left_is_a_model_with_what_was_frozen_as_it_was(folder: Path, fi
     }
 
 
+def test_a_run_that_begins_with_it_takes_its_tokenizer(folder: Path, finished: Path) -> None:
+    changes = [f"model.weights={finished}", "model.tokenizer=null"]
+    found = make_ingredients(load_run(folder / "run.yaml", changes))
+    assert found.tokenizer_files == make_ingredients(load_run(folder / "run.yaml")).tokenizer_files
+
+
 def test_a_crashed_run_goes_on_bit_identically(folder: Path, finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished / "stages" / "0_instruct", tmp_path / "run" / "stages" / "0_instruct")
     run, stages = prepared(folder, tmp_path / "run", stop_after=3)

@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 from pydantic import TypeAdapter
 
-from data_pipelines.tokenizer import Tokenizer, tokenizer_from_files
+from data_pipelines.tokenizer import Tokenizer, load_tokenizer, tokenizer_from_files
 from data_pipelines.transforms.image import ImageTransformConfig
 from data_pipelines.transforms.templates import ChatTemplate
 from mllm_jax.checkpoint import reading as checkpoints
@@ -120,6 +120,21 @@ def read_virtual_tokens(path: str | Path) -> VirtualTokensConfig | None:
     """What the last stage of a run learned before every segment; None: nothing, or there is no run at the path."""
     folder = local_folder(str(path))
     return _virtual_tokens(checkpoints.read_description(_stored_step(folder))) if _is_run(folder) else None
+
+
+def read_tokenizer(path: str | Path, added_tokens: tuple[str, ...]) -> Tokenizer:
+    """A model's tokenizer, without reading its parameters; raises as `load_model` and `load_tokenizer` do.
+
+    Args:
+        added_tokens: special tokens to add after the vocabulary where they are not in it already.
+    """
+    folder = local_folder(str(path))
+    if _is_run(folder):
+        found = tokenizer_from_files(tokenizer_files(checkpoints.read_description(_stored_step(folder))))
+        return found.with_special_tokens(added_tokens)
+    if imported_folder.is_imported_folder(folder):
+        return load_tokenizer(folder / imported_folder.TOKENIZERS[0], added_tokens)
+    return load_tokenizer(folder, added_tokens)
 
 
 def plain_model(loaded: LoadedModel) -> LoadedModel:

@@ -98,6 +98,18 @@ def test_what_a_model_has_no_parameters_for_begins_by_other_keys_and_is_named(ca
         np.testing.assert_array_equal(found[path], leaf, path)
 
 
+def test_its_tokenizer_is_the_runs_unless_another_is_named(folder: Path) -> None:
+    named = ingredients_of("llava.yaml").tokenizer_files
+    assert ingredients_of("llava.yaml", "model.tokenizer=null").tokenizer_files == named
+    loaded = load_model("theirs")
+    leaves = ((path, np.asarray(leaf)) for path, leaf in flatten_dict(loaded.parameters, sep="/").items())
+    write_imported(Path("imported"), loaded.description, leaves, loaded.tokenizer)
+    found = ingredients_of("llava.yaml", "model.tokenizer=null", "model.weights=imported")
+    assert found.tokenizer_files == named and found.model == ingredients_of("llava.yaml").model
+    with pytest.raises(RunFileError, match="name a tokenizer, a whole model or a decoder folder"):
+        ingredients_of("llava.yaml", "model.tokenizer=null", "model.weights=null")
+
+
 @pytest.mark.parametrize(
     ("run_file", "change", "error", "message"),
     [
