@@ -14,16 +14,16 @@ import json
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import jax
-import matplotlib
-import matplotlib.pyplot as plt
 from flax.traverse_util import flatten_dict
 
+from data_pipelines.transforms.templates import TEMPLATES
 from mllm_jax.assemble import train
 from mllm_jax.config import RunConfig, load_run
 from mllm_jax.evaluation.evaluate import EvaluationConfig, evaluate
-from mllm_jax.evaluation.metrics import total_by_kind
+from mllm_jax.evaluation.metrics import total, total_by_kind
 from mllm_jax.interop.imported_folder import write_imported
 from mllm_jax.interop.model_folder import load_model
 
@@ -51,7 +51,7 @@ BACKBONES = [
         "rows": 16,
         "row_length": 160,
         "images_per_row": 1,
-        "steps": 200,
+        "steps": 600,
         "trainable": ["**"],
         "optimizer": ADAMW,
         "schedule": {"kind": "cosine", "peak": 1.0e-3, "warmup": 0.1},
@@ -61,6 +61,12 @@ BACKBONES = [
 MEASUREMENTS = 12
 """Times that a stage's held-out loss is measured."""
 QUESTIONS = ("digit", "colour", "count")
+SCORES = {
+    "validation_image_to_text_recall": "text of an image found",
+    "validation_matching_accuracy": "pairs told from others",
+    "validation_reward_accuracy": "better answer preferred",
+}
+"""Held-out metrics that say what a stage has learned, and how the page calls them."""
 
 
 @dataclass
@@ -70,6 +76,8 @@ class StageCurve:
     loss: list[float] = field(default_factory=list)
     held_out_steps: list[int] = field(default_factory=list)
     held_out: list[float] = field(default_factory=list)
+    scores: dict[str, float] = field(default_factory=dict)
+    """The last of each of `SCORES` that the stage has."""
 
 
 @dataclass
@@ -79,6 +87,8 @@ class Curve:
     right: dict[str, float]
     """Share of held-out questions answered right, by kind; empty: the recipe does not end with conversations."""
     right_blank: dict[str, float]
+    caption_loss: tuple[float, float] | None
+    """Of held-out captions, in nats a token, and beside a blank image; None: the recipe does not end with captions."""
 
 
 def train_twin(name: str, runs: Path) -> Path:
@@ -134,6 +144,7 @@ def read_curves(output: Path) -> list[StageCurve]:
         if "validation_loss" in entry:
             stage.held_out_steps.append(entry["step"])
             stage.held_out.append(round(entry["validation_loss"], 4))
+            stage.scores = {name: round(entry[name], 3) for name in SCORES if name in entry}
     return list(stages.values())
 
 
@@ -148,8 +159,23 @@ def ask(output: Path) -> tuple[dict[str, float], dict[str, float]]:
     return right, blank
 
 
+def caption_losses(output: Path, template: str | None) -> tuple[float, float]:
+    """Nats a token of the captions of held-out scenes: shown the scene, and a blank image."""
+    config = EvaluationConfig(rows=64, max_new_tokens=1)
+    loaded = load_model(output, chat_template=TEMPLATES[template] if template else None)
+    asked = evaluate(loaded, "demo/data/pairs_held_out/*.tar", config)
+    seen, blank = (total(results).loss for results in (asked.results(), asked.results("blank")))
+    assert seen is not None and blank is not None
+    return round(seen, 4), round(blank, 4)
+
+
 def draw(curve: Curve, path: Path) -> None:
     """Training and held-out loss, stage beside stage."""
+    import matplotlib
+    import matplotlib.pyplot as plt
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "curves"
     figure, axes = plt.subplots(1, len(curve.stages), figsize=(4 * len(curve.stages), 2.6), squeeze=False)
     for stage, axis in zip(curve.stages, axes[0], strict=True):
         axis.plot(stage.steps, stage.loss, color="0.7", label="training")
@@ -170,48 +196,59 @@ The tiny twin (`variant=tiny`) of every recipe in `configs/`, trained on the sce
 begins, as its recipe does, with an encoder and a decoder that have been trained before: in {steps} steps on captions
 and conversations, with a connector that is then thrown away; those of DPO begin with the twin of LLaVA-1.5. Losses are
 in nats a supervised token (an image and its text, or a pair of answers, where such are compared), held out on scenes
-of digits that were never trained on. Questions are about held-out scenes too, beside the same model shown a blank
-image: the share of right answers to what digit, what colour, how many.
+of digits that were never trained on. What a recipe has learned stands behind its last stage, or behind that with a
+score of its own: the share of held-out questions answered right (what digit, what colour, how many), the loss of
+held-out captions, both beside the same model shown a blank image; of 16 held-out images the share whose text is found.
 
-| recipe | stage | steps | held-out loss, first to last | right | right, blank image |
+| recipe | stage | steps | held-out loss, first to last | learned | blank image |
 |---|---|---|---|---|---|
 """
 
 
-def write_page() -> None:
-    """Writes docs/curves.md from the curves that are there."""
-    curves = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(CURVES.glob("*.json"))]
+def page(curves: list[dict[str, Any]]) -> str:
+    """The text of docs/curves.md for what the files beside it hold, in order."""
     rows, pictures = [], []
     for curve in curves:
         for stage in curve["stages"]:
-            last = stage is curve["stages"][-1]
-            right, blank = (_shares(curve[key]) if last else "" for key in ("right", "right_blank"))
+            learned, blank = _learned(curve, stage)
             losses = f"{stage['held_out'][0]:.3f} to {stage['held_out'][-1]:.3f}"
-            cells = (f"`{curve['recipe']}`", stage["name"], str(stage["steps"][-1]), losses, right, blank)
+            cells = (f"`{curve['recipe']}`", stage["name"], str(stage["steps"][-1]), losses, learned, blank)
             rows.append(f"| {' | '.join(cells)} |")
         pictures.append(f"\n## {curve['recipe']}\n\n![losses of {curve['recipe']}](curves/{curve['recipe']}.svg)\n")
-    lines = "\n".join(rows)
     head = PAGE_TEXT.format(steps=sum(stage["steps"] for stage in BACKBONES))
-    text = f"{head}{lines}\n{''.join(pictures)}"
-    PAGE.write_text(text, encoding="utf-8")
+    return f"{head}{chr(10).join(rows)}\n{''.join(pictures)}"
 
 
-def _shares(right: dict[str, float]) -> str:
-    return " / ".join(f"{right[kind]:.0%}" for kind in QUESTIONS) if right else "-"
+def _learned(curve: dict[str, Any], stage: dict[str, Any]) -> tuple[str, str]:
+    """What the page says of a stage, and of a blank image."""
+    if stage["scores"]:
+        return ", ".join(f"{SCORES[name]} {value:.0%}" for name, value in stage["scores"].items()), ""
+    if stage is not curve["stages"][-1]:
+        return "", ""
+    if curve["caption_loss"]:
+        seen, blank = curve["caption_loss"]
+        return f"captions {seen:.3f}", f"{blank:.3f}"
+    right, blank = (" / ".join(f"{curve[key][kind]:.0%}" for kind in QUESTIONS) for key in ("right", "right_blank"))
+    return right, blank
+
+
+def read_files() -> list[dict[str, Any]]:
+    """What is in docs/curves, in order of the recipes' names."""
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(CURVES.glob("*.json"))]
 
 
 def main(names: list[str], runs: Path) -> None:
-    matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "curves"
     CURVES.mkdir(exist_ok=True)
     twins = sorted(path.stem for path in CONFIGS.glob("*.yaml") if path.stem not in ("demo", "nano"))
     for name in names or sorted(twins, key=lambda twin: (twin in BEGINS_WITH, twin)):
         output = train_twin(name, runs)
-        converses = "chats" in load_run(CONFIGS / f"{name}.yaml", ["variant=tiny"]).stages[-1].mixture
-        curve = Curve(name, read_curves(output), *(ask(output) if converses else ({}, {})))
+        last = load_run(CONFIGS / f"{name}.yaml", ["variant=tiny"]).stages[-1]
+        right, blank = ask(output) if "chats" in last.mixture else ({}, {})
+        captions = caption_losses(output, last.template) if "pairs" in last.mixture else None
+        curve = Curve(name, read_curves(output), right, blank, captions)
         (CURVES / f"{name}.json").write_text(json.dumps(asdict(curve)) + "\n", encoding="utf-8")
         draw(curve, CURVES / f"{name}.svg")
-    write_page()
+    PAGE.write_text(page(read_files()), encoding="utf-8")
 
 
 if __name__ == "__main__":
