@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-import jax
-from flax.traverse_util import flatten_dict, unflatten_dict
 from rich.console import Console
 
 from data_pipelines.loader import Loader, Preparation
@@ -26,25 +24,19 @@ from data_pipelines.transforms.tiles import TiledImages
 from mllm_jax.checkpoint.description import with_instruction_tokenizer
 from mllm_jax.checkpoint.layout import write_whole
 from mllm_jax.config import RunConfig, resolved_yaml
-from mllm_jax.interop.backbones import load_backbone
-from mllm_jax.interop.connector_weights import check_connector_weights, load_connector
+from mllm_jax.initial_parameters import initial_parameters
+from mllm_jax.interop.connector_weights import check_connector_weights
 from mllm_jax.interop.description import ModelDescription
 from mllm_jax.interop.hub import local_folder
 from mllm_jax.interop.instruction_tokenizer import check_vocabulary
 from mllm_jax.interop.model_folder import read_tokenizer
-from mllm_jax.interop.whole_model import check_whole_model, load_whole_model
+from mllm_jax.interop.whole_model import check_whole_model
 from mllm_jax.model_choice import ModelChoice, multimodal_config
 from mllm_jax.models.connectors.choice import instruction_tokens
-from mllm_jax.models.connectors.visual_expert import copied_from
-from mllm_jax.models.decoder import DecoderConfig
-from mllm_jax.models.fused import encoder_parts
 from mllm_jax.models.multimodal import MultimodalConfig, slot_features, tile_features
-from mllm_jax.models.parameters import abstract_parameters, init_parameters
-from mllm_jax.models.vit import ViTConfig
 from mllm_jax.pair_stages import caption_encoders, objective_weights
 from mllm_jax.parallel.mesh import make_mesh
 from mllm_jax.parallel.processes import is_first_process, start_processes
-from mllm_jax.parallel.rules import ParameterTree
 from mllm_jax.parallel.watch import leaving_at_once, watching_others
 from mllm_jax.run_file import RunFileError
 from mllm_jax.training.ingredients import FeedRequest, Ingredients
@@ -53,7 +45,6 @@ from mllm_jax.training.plan import Run
 from mllm_jax.training.run import Outcome, run_stages
 from mllm_jax.training.signals import STOPPED_EXIT_CODE
 from mllm_jax.training.stages import StageConfig
-from mllm_jax.training.state import shardings_of
 
 LOGGER = logging.getLogger("mllm_jax")
 
@@ -111,7 +102,7 @@ def make_ingredients(config: RunConfig) -> Ingredients:
     return Ingredients(
         model=model,
         precision=config.model.precision,
-        initial_parameters=partial(_initial_parameters, config, model),
+        initial_parameters=partial(initial_parameters, config, model),
         open_feed=partial(_open_feed, config, model, tokenizer, instructions, captions),
         objective_weights=partial(objective_weights, model),
         token_ids=partial(tokenizer.encode, start=True),
@@ -147,61 +138,6 @@ def _instruction_encoder(choice: ModelChoice, model: MultimodalConfig) -> Instru
     tokenizer = load_tokenizer(local_folder(choice.instruction_tokenizer), added_tokens=())
     check_vocabulary(tokenizer, model.connector, choice.instruction_tokenizer)
     return InstructionEncoder(tokenizer, instruction_tokens(model.connector))
-
-
-def _initial_parameters(config: RunConfig, model: MultimodalConfig, abstract: ParameterTree) -> ParameterTree:
-    """Pretrained where the run file names weights, random elsewhere; made where they belong."""
-    loaded = _of_whole_model(config.model.weights, abstract)
-    wanted = {path: leaf for path, leaf in flatten_dict(abstract).items() if path not in loaded}
-    for path, (folder, part) in _backbones(config.model, model).items():
-        # What a connector adds to the decoder is in no decoder's folder.
-        own = {(*path, *key) for key in flatten_dict(abstract_parameters(part))}
-        below = {key[len(path) :]: leaf for key, leaf in wanted.items() if key in own}
-        if folder and below:
-            backbone = load_backbone(folder, part, unflatten_dict(below))
-            for sentence in backbone.adjusted:
-                LOGGER.info("%s from %s: %s", "/".join(path), folder, sentence)
-            loaded |= {(*path, *key): leaf for key, leaf in flatten_dict(backbone.parameters).items()}
-    if config.model.connector_weights is not None:
-        connector = load_connector(config.model.connector_weights, model, unflatten_dict(wanted))
-        for sentence in connector.adjusted:
-            LOGGER.info("%s: %s", config.model.connector_weights, sentence)
-        loaded |= flatten_dict(connector.parameters)
-    for path in wanted.keys() - loaded.keys():
-        source = copied_from(path)
-        if source in loaded:
-            loaded[path] = jax.device_put(loaded[source].astype(wanted[path].dtype), wanted[path].sharding).copy()
-    rest = {path: leaf for path, leaf in wanted.items() if path not in loaded}
-
-    def random() -> dict[tuple[str, ...], jax.Array]:
-        parameters = flatten_dict(init_parameters(model, jax.random.key(config.seed)))
-        return {path: parameters[path].astype(leaf.dtype) for path, leaf in rest.items()}
-
-    made = jax.jit(random, out_shardings=shardings_of(rest))() if rest else {}
-    return unflatten_dict(made | loaded)
-
-
-def _of_whole_model(weights: str | None, abstract: ParameterTree) -> dict[tuple[str, ...], jax.Array]:
-    """Path -> parameter, for all that the model has that the run begins with."""
-    if weights is None:
-        return {}
-    loaded = flatten_dict(load_whole_model(weights, abstract))
-    others = ["/".join(path) for path in flatten_dict(abstract) if path not in loaded]
-    if others:
-        LOGGER.info("%s has none of these parameters, which begin by other keys: %s", weights, ", ".join(others))
-    return loaded
-
-
-def _backbones(
-    choice: ModelChoice, model: MultimodalConfig
-) -> dict[tuple[str, ...], tuple[str | None, ViTConfig | DecoderConfig]]:
-    """Path to the parameters of every part that can be pretrained -> its folder and its architecture."""
-    folders = [each.weights for each in (choice.encoder, *choice.encoder.fused_with)]
-    encoders = encoder_parts(model.encoder).items()
-    found: dict[tuple[str, ...], tuple[str | None, ViTConfig | DecoderConfig]] = {
-        ("encoder", *path): (folder, part) for folder, (path, part) in zip(folders, encoders, strict=True)
-    }
-    return found | {("decoder",): (choice.decoder.weights, model.decoder)}
 
 
 def _open_feed(

@@ -1,5 +1,6 @@
 """What a run starts from: a decoder's folder fills what it knows, and a connector's weights beside it are new."""
 
+import logging
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,7 +10,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 from jax.sharding import SingleDeviceSharding
 
-from mllm_jax.assemble import _initial_parameters
+from mllm_jax.initial_parameters import initial_parameters
 from mllm_jax.interop.backbones import architecture_of
 from mllm_jax.model_choice import DecoderChoice, EncoderChoice, ModelChoice
 from mllm_jax.models.connectors.choice import ConnectorConfig
@@ -34,7 +35,7 @@ TOWER = ViTConfig(image_size=(8, 8), patch_size=4, width=12, layers=1, heads=2, 
     ],
     ids=lambda connector: connector.kind,
 )
-def test_a_decoders_folder_fills_what_it_knows(tmp_path: Path, connector: ConnectorConfig) -> None:
+def test_a_decoders_folder_fills_what_it_knows(tmp_path: Path, connector: ConnectorConfig, caplog) -> None:
     theirs = write_decoder(tmp_path)
     decoder = architecture_of(str(tmp_path), DecoderConfig)
     model = MultimodalConfig(encoder=TOWER, connector=connector, decoder=decoder)
@@ -46,7 +47,9 @@ def test_a_decoders_folder_fills_what_it_knows(tmp_path: Path, connector: Connec
     )
     here = SingleDeviceSharding(jax.devices()[0])
     abstract = jax.tree.map(lambda leaf: leaf.update(sharding=here), abstract_parameters(model))
-    made = _initial_parameters(SimpleNamespace(model=choice, seed=0), model, abstract)
+    caplog.set_level(logging.INFO, "mllm_jax")
+    run = SimpleNamespace(model=choice, seed=0, stages=[SimpleNamespace(trainable=["connector/**"])])
+    made = initial_parameters(run, model, abstract)
     assert jax.tree.structure(made) == jax.tree.structure(abstract)
 
     stored = theirs.model.layers[1].self_attn.q_proj.weight.detach().numpy().T
@@ -60,3 +63,7 @@ def test_a_decoders_folder_fills_what_it_knows(tmp_path: Path, connector: Connec
             np.testing.assert_array_equal(leaf, flat[source])
     closed = [path for path in flat if path[-1].endswith(("_gate", "gates"))]
     assert all(not np.asarray(flat[path]).any() for path in closed)
+    warned = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(warned) == 1 and "no stage trains them: " in warned[0] and "model.encoder.weights" in warned[0]
+    sizes = sum(leaf.size for leaf in jax.tree.leaves(made["encoder"]))
+    assert f"encoder {sizes:,}" in warned[0]
