@@ -198,7 +198,9 @@ and conversations, with a connector that is then thrown away; those of DPO begin
 in nats a supervised token (an image and its text, or a pair of answers, where such are compared), held out on scenes
 of digits that were never trained on. What a recipe has learned stands behind its last stage, or behind that with a
 score of its own: the share of held-out questions answered right (what digit, what colour, how many), the loss of
-held-out captions, both beside the same model shown a blank image; of 16 held-out images the share whose text is found.
+held-out captions, both beside the same model shown a blank image; of a batch's 32 held-out images the share whose text
+is found, and how often a pair is told from one of a wrong text or image (half, by chance); how often the better answer
+is the likelier one.
 
 | recipe | stage | steps | held-out loss, first to last | learned | blank image |
 |---|---|---|---|---|---|
