@@ -10,6 +10,7 @@ import numpy as np
 
 from data_pipelines.batch import Batch
 from data_pipelines.packing import Segment
+from data_pipelines.quota import Skip
 from data_pipelines.rendered import ImageLayout, RenderedRecord
 
 
@@ -21,6 +22,10 @@ class Placed:
     row: int
     start: int
     first_slot: int
+    source: int = 0
+    """Its number among the sources that the mixture draws from."""
+    lost: Skip | None = None
+    """Why padding stands in its place; None: it is there."""
 
 
 def empty_batch(
@@ -67,7 +72,7 @@ def place_row(batch: Batch, index: int, row: tuple[Segment, ...], image_tokens: 
     start = slot = number = 0
     for segment in row:
         rendered = segment.rendered
-        placed.append(Placed(rendered, index, start, slot))
+        placed.append(Placed(rendered, index, start, slot, segment.source))
         layouts = rendered.layouts or (whole_slot,) * len(rendered.images)
         place_instructions(batch.instructions, index, slot, layouts, rendered.instructions)
         _place_preference(batch, index, start, rendered)

@@ -3,9 +3,9 @@
 import queue
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -80,6 +80,8 @@ class LoadedBatch:
     batch: Batch
     position: LanePositions
     report: BatchReport
+    records: tuple[Placed, ...] = ()
+    """What lies where in the rows that this process builds, row by row, those that were lost on the way too."""
 
 
 @dataclass(slots=True)
@@ -112,6 +114,7 @@ class Loader:
         position: Mapping[str, Any] | None = None,
         prefetch: int = 2,
         threads: int = 2,
+        lanes: Sequence[int] | None = None,
     ) -> None:
         """Opens the sources and starts to prefetch.
 
@@ -124,6 +127,8 @@ class Loader:
             position: JSON of `LanePositions` with all lanes; the stream goes on after that batch.
             prefetch: batches decoded ahead.
             threads: that decode.
+            lanes: whose rows are built where no sharding says it, ascending, to look at some rows of a large batch
+                without making it; None: all.
 
         Raises:
             ValueError: rows do not divide into lanes, a mixture's source is not there, or the position is another's.
@@ -142,7 +147,7 @@ class Loader:
         opened = open_sources(config, sources, self._storage)
         tiling = None if preparation.tiled is None else preparation.tiled.fingerprint()
         self._fingerprint = fingerprint(config, opened, preparation.image_tokens, tiling)
-        self._lanes, self._counted = _own_lanes(sharding, rows, config.lanes)
+        self._lanes, self._counted = _own_lanes(sharding, rows, config.lanes, lanes)
         saved = self._saved_lanes(position)
         self._streams = [
             Lane(lane, config, opened, preparation.render, preparation.image_tokens, saved.get(lane, {}).get("lane"))
@@ -293,7 +298,9 @@ class Loader:
             cause = f"image_{error.cause}"
             order = placed.row // self._rows_per_lane
             self._undecodable[order].skipped[cause] += 1
-            job.skips.append((self._lanes[order], Skip(cause, placed.rendered.key, error.detail)))
+            skip = Skip(cause, placed.rendered.key, error.detail)
+            job.placed[number] = replace(placed, lost=skip)
+            job.skips.append((self._lanes[order], skip))
         for _, skip in job.skips:
             self._log.note(skip)
         tally = add_tallies(
@@ -308,15 +315,14 @@ class Loader:
             lane: {"lane": job.states[lane], "undecodable": dict(sorted(tally.skipped.items()))}
             for lane, tally in zip(self._lanes, self._undecodable, strict=True)
         }
-        lost = {number for number, _ in bad}
-        kept = [placed for number, placed in enumerate(job.placed) if number not in lost]
+        kept = [placed for placed in job.placed if placed.lost is None]
         report = self._report(job.batch, kept, job.skips, tally)
         batch = job.batch
         if self._sharding is not None:
             from data_pipelines.placement import global_batch
 
             batch = global_batch(batch, self._sharding, self._rows, self._lanes, self._rows_per_lane)
-        return LoadedBatch(batch, LanePositions(self._fingerprint, lanes), report)
+        return LoadedBatch(batch, LanePositions(self._fingerprint, lanes), report, tuple(job.placed))
 
     def _report(self, batch: Batch, kept: list[Placed], skips: list[tuple[int, Skip]], tally: Tally) -> BatchReport:
         filled = int(np.count_nonzero(batch.segment_ids))
@@ -346,10 +352,13 @@ def open_sources(config: StreamConfig, sources: Mapping[str, Any], storage: Stor
     return {name: sources[name].open(storage) for name in config.weights}
 
 
-def _own_lanes(sharding: "NamedSharding | None", rows: int, lanes: int) -> tuple[tuple[int, ...], Collection[int]]:
+def _own_lanes(
+    sharding: "NamedSharding | None", rows: int, lanes: int, chosen: Sequence[int] | None
+) -> tuple[tuple[int, ...], Collection[int]]:
     """The lanes that this process builds, and those among them that it counts."""
     if sharding is None:
-        return tuple(range(lanes)), range(lanes)
+        own = tuple(range(lanes) if chosen is None else chosen)
+        return own, own
     from data_pipelines.placement import counted_lanes, process_lanes
 
     return process_lanes(sharding, rows, lanes), counted_lanes(sharding, rows, lanes)

@@ -114,6 +114,10 @@ class Tokenizer:
             )
         return self._special_ids[token]
 
+    def name(self, index: int) -> str | None:
+        """What the vocabulary calls a token (`▁red`, `Ġred`, `<0xE7>`, `<image>`); None outside of it."""
+        return self._full.id_to_token(index)
+
     def has_special(self, token: str) -> bool:
         return token in self._special_ids
 

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -75,11 +76,48 @@ def _run(config: RunConfig) -> Outcome:
     return run_stages(config.stages, run)
 
 
-def make_ingredients(config: RunConfig) -> Ingredients:
-    """Loads the tokenizer, fits templates and model to it, and says how parameters and batches are made.
+@dataclass(frozen=True)
+class DataSide:
+    """What the batches of a run are made with, and the architecture that says how many tokens an image takes."""
+
+    config: RunConfig
+    model: MultimodalConfig
+    tokenizer: Tokenizer
+    """Of the decoder."""
+    instructions: InstructionEncoder | None
+    """Of a connector that reads text; None: it reads none."""
+    captions: Mapping[str, CaptionEncoder]
+    """By the name of every stage that learns from pairs of an image and its text."""
+
+    def preparation(self, stage: StageConfig) -> Preparation:
+        """How a stage makes tokens and pixels of a record."""
+        if stage.name in self.captions:
+            return _prepared_pairs(self.config.model, self.captions[stage.name])
+        return _prepared_conversations(self.config.model, self.model, self.tokenizer, self.instructions, stage)
+
+    def open_feed(self, request: FeedRequest) -> Loader:
+        """The stream of a stage's batches."""
+        stage, data = request.stage, self.config.data
+        validation = request.split == "validation"
+        mixture = stage.validation.mixture if validation and stage.validation else stage.mixture
+        return Loader(
+            config=data.stream(mixture=mixture, row_length=stage.row_length, images_per_row=stage.images_per_row),
+            sources=data.sources,
+            preparation=self.preparation(stage),
+            rows=stage.rows,
+            sharding=request.sharding,
+            position=request.position,
+            prefetch=data.prefetch,
+            threads=data.threads,
+            lanes=request.lanes,
+        )
+
+
+def data_side(config: RunConfig) -> DataSide:
+    """Loads the tokenizers and fits templates and model to them; no weight is read.
 
     Raises:
-        ValueError: a tokenizer that does not fit a template or the embedding.
+        ValueError: a tokenizer that does not fit a template or the embedding, or weights of another architecture.
     """
     names = dict.fromkeys([config.model.chat_template, *(stage.template for stage in config.stages)])
     templates = [TEMPLATES[name] for name in names if name is not None]
@@ -94,6 +132,17 @@ def make_ingredients(config: RunConfig) -> Ingredients:
         check_connector_weights(config.model.connector_weights, model, tokenizer.vocabulary_size)
     instructions = _instruction_encoder(config.model, model)
     captions = caption_encoders(config.stages, model, tokenizer, instructions.tokenizer if instructions else None)
+    return DataSide(config, model, tokenizer, instructions, captions)
+
+
+def make_ingredients(config: RunConfig) -> Ingredients:
+    """Loads the tokenizer, fits templates and model to it, and says how parameters and batches are made.
+
+    Raises:
+        ValueError: as `data_side`.
+    """
+    data = data_side(config)
+    model, tokenizer, instructions = data.model, data.tokenizer, data.instructions
     description = ModelDescription(
         model=model,
         chat_template=TEMPLATES[config.model.chat_template],
@@ -103,7 +152,7 @@ def make_ingredients(config: RunConfig) -> Ingredients:
         model=model,
         precision=config.model.precision,
         initial_parameters=partial(initial_parameters, config, model),
-        open_feed=partial(_open_feed, config, model, tokenizer, instructions, captions),
+        open_feed=data.open_feed,
         objective_weights=partial(objective_weights, model),
         token_ids=partial(tokenizer.encode, start=True),
         run={"model": description.model_dump(mode="json"), "run_file": config.model_dump(mode="json")},
@@ -138,33 +187,6 @@ def _instruction_encoder(choice: ModelChoice, model: MultimodalConfig) -> Instru
     tokenizer = load_tokenizer(local_folder(choice.instruction_tokenizer), added_tokens=())
     check_vocabulary(tokenizer, model.connector, choice.instruction_tokenizer)
     return InstructionEncoder(tokenizer, instruction_tokens(model.connector))
-
-
-def _open_feed(
-    config: RunConfig,
-    model: MultimodalConfig,
-    tokenizer: Tokenizer,
-    instructions: InstructionEncoder | None,
-    captions: Mapping[str, CaptionEncoder],
-    request: FeedRequest,
-) -> Loader:
-    stage, data = request.stage, config.data
-    validation = request.split == "validation"
-    mixture = stage.validation.mixture if validation and stage.validation else stage.mixture
-    if stage.name in captions:
-        preparation = _prepared_pairs(config.model, captions[stage.name])
-    else:
-        preparation = _prepared_conversations(config.model, model, tokenizer, instructions, stage)
-    return Loader(
-        config=data.stream(mixture=mixture, row_length=stage.row_length, images_per_row=stage.images_per_row),
-        sources=data.sources,
-        preparation=preparation,
-        rows=stage.rows,
-        sharding=request.sharding,
-        position=request.position,
-        prefetch=data.prefetch,
-        threads=data.threads,
-    )
 
 
 def _prepared_pairs(choice: ModelChoice, encode: CaptionEncoder) -> Preparation:

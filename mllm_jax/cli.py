@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb; returns the process's exit code (0 done, 1 refused with a message, 2 wrong usage)."""
-    options = build_parser().parse_args(arguments)
+    options = _options(build_parser(), arguments)
     run: Callable[[argparse.Namespace], int | None] = options.run
     try:
         return run(options) or 0
@@ -18,6 +18,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+
+
+def _options(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options of a verb, whose replaced values may also stand behind options, where argparse looks for none."""
+    options, rest = parser.parse_known_args(arguments)
+    if not hasattr(options, "overrides") or any(each.startswith("-") for each in rest):
+        return parser.parse_args(arguments)
+    options.overrides += rest
+    return options
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -155,6 +164,16 @@ def _add_data_verb(verbs) -> None:
     )
     verify.add_argument("--threads", type=int, default=2, help="that read and decode (default: %(default)s)")
 
+    show = _verb(actions, "show", "show rows as the model will get them, on a page or in the terminal", _show)
+    show.add_argument("run_file", metavar="RUN.yaml", help="the run file")
+    show.add_argument("overrides", metavar="key.path=value", nargs="*", help="replace a value of the run file")
+    show.add_argument("--stage", metavar="NAME", help="a stage of the run (default: the first)")
+    show.add_argument("--rows", type=int, default=4, help="rows, from the first batch on (default: %(default)s)")
+    show.add_argument(
+        "--output", metavar="PAGE.html", help="the page to write (default: show.html, or none with --terminal)"
+    )
+    show.add_argument("--terminal", action="store_true", help="print the rows")
+
 
 def _train(options: argparse.Namespace) -> int | None:
     from mllm_jax.assemble import train
@@ -274,6 +293,15 @@ def _train_tokenizer(options: argparse.Namespace) -> None:
     skipped = train_on_files(options.inputs, options.output, config)
     left_out = "".join(f"; {count} records without text: {cause}" for cause, count in skipped.items())
     print(f"wrote {options.output}: {options.vocabulary} pieces{left_out}")
+
+
+def _show(options: argparse.Namespace) -> None:
+    from mllm_jax.config import load_run
+    from mllm_jax.showing import put_out, shown_stage
+
+    run = load_run(options.run_file, options.overrides)
+    page = options.output or (None if options.terminal else "show.html")
+    put_out(shown_stage(run, options.stage, options.rows), page, terminal=options.terminal)
 
 
 def _verify(options: argparse.Namespace) -> int:

@@ -49,6 +49,10 @@ class AnyResConfig(Config):
         """Image slots that an image takes at most."""
         return max(rows * columns for rows, columns in self.choices) + self.base
 
+    def whole_slot(self, slots: int) -> int | None:
+        """Which of an image's slots shows the whole of it; None: none does."""
+        return 0 if self.base or slots == 1 else None
+
     def fingerprint(self) -> dict[str, Any]:
         """What layouts depend on, as JSON."""
         own = self.model_dump(mode="json", include={"base", "newline", "unpad"})

@@ -39,6 +39,10 @@ class DynamicConfig(Config):
         """Image slots that an image takes at most."""
         return self.max_tiles + self.thumbnail
 
+    def whole_slot(self, slots: int) -> int | None:
+        """Which of an image's slots shows the whole of it; None: none does."""
+        return slots - 1 if self.thumbnail or slots == 1 else None
+
     def fingerprint(self) -> dict[str, Any]:
         """What layouts depend on, as JSON."""
         return self.model_dump(mode="json")

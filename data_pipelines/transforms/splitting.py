@@ -30,6 +30,10 @@ class SplittingConfig(Config):
         """Image slots that an image takes at most."""
         return self.longest_side**2 + 1
 
+    def whole_slot(self, slots: int) -> int | None:
+        """Which of an image's slots shows the whole of it."""
+        return slots - 1
+
     def fingerprint(self) -> dict[str, Any]:
         """What layouts depend on, as JSON."""
         return self.model_dump(mode="json")

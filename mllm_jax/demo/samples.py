@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
 
-from mllm_jax.evaluation.answers import find_boxes
+from data_pipelines.boxes import find_boxes
 
 SCALE = 6
 """Pixels of the picture a side for one of the scene's."""
@@ -38,7 +38,7 @@ def draw_sample(scene: Image.Image, answers: list[SampleAnswer]) -> Image.Image:
         correction = "" if said.correct else f"   (is: {said.reference})"
         draw.text((x + MARGIN, y + LINE_HEIGHT), f"{said.answer}{correction}", fill=colour, font=font)
         for box in find_boxes(said.answer):
-            left, right = sorted((box.left * width, box.right * width))
-            top, bottom = sorted((box.top * height, box.bottom * height))
-            draw.rectangle((left, top, right, bottom), outline=PAPER, width=3)
+            left, top, right, bottom = box.upright
+            edges = (left * width, top * height, right * width, bottom * height)
+            draw.rectangle(edges, outline=PAPER, width=3)
     return canvas

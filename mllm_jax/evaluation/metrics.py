@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from mllm_jax.evaluation.answers import exact_match, find_boxes, intersection_over_union, reference_box
+from data_pipelines.boxes import find_boxes, intersection_over_union, reference_box
+from mllm_jax.evaluation.answers import exact_match
 
 BOX_THRESHOLD = 0.5
 """The intersection over union from which a predicted box counts as right (the usual "accuracy at 0.5")."""

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+from data_pipelines.boxes import reference_box
 from data_pipelines.quota import Skip
 from data_pipelines.record import ByteRange, ImagePart, Record, TextPart, Turn
 from data_pipelines.sources.choice import source_of_path
 from data_pipelines.sources.llava_json import LlavaJsonSource
 from data_pipelines.sources.source import Entry, Source
 from data_pipelines.storage import Storage
-from mllm_jax.evaluation.answers import reference_box
 
 CAPTION, BOX, ANSWER = "caption", "box", "answer"
 """Kinds of the questions that the data gives none: of image-text pairs, of references that are boxes, of all others."""

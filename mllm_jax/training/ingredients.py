@@ -36,10 +36,12 @@ class FeedRequest:
 
     stage: StageConfig
     split: Literal["train", "validation"]
-    sharding: NamedSharding
-    """For every array of a batch; its rows are split."""
+    sharding: NamedSharding | None
+    """For every array of a batch; its rows are split. None: NumPy arrays of all rows."""
     position: Json | None
     """Where to go on, from a checkpoint; None is the beginning."""
+    lanes: Sequence[int] | None = None
+    """Without a sharding, the lanes whose rows are wanted; None: all."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,114 @@
+"""What a stage's first batches hold, read back from the arrays that training would get; nothing is trained."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from itertools import count, islice
+from pathlib import Path
+
+import jax
+import numpy as np
+from rich.console import Console
+
+from data_pipelines.batch import Batch
+from data_pipelines.loader import Preparation
+from data_pipelines.showing.page import page_of
+from data_pipelines.showing.reading import Reading, shown_rows
+from data_pipelines.showing.rows import Shown, ShownRow, counted
+from data_pipelines.showing.terminal import print_rows
+from data_pipelines.showing.token_texts import TokenTexts
+from mllm_jax.assemble import DataSide, data_side
+from mllm_jax.config import RunConfig
+from mllm_jax.config_errors import suggest
+from mllm_jax.models.layers.grid_positions import grid_positions
+from mllm_jax.models.multimodal import token_grid
+from mllm_jax.training.ingredients import FeedRequest
+from mllm_jax.training.stages import StageConfig
+
+
+def shown_stage(config: RunConfig, stage_name: str | None, rows: int) -> Shown:
+    """The first rows of a stage's first batches; no weights are read.
+
+    Args:
+        config: of the run.
+        stage_name: None: the first stage.
+        rows: how many.
+
+    Raises:
+        ValueError: there is no such stage; or as training would raise before its first step.
+    """
+    if rows < 1:
+        raise ValueError(f"--rows: found {rows}, expected at least 1")
+    stage = _stage(config, stage_name)
+    data = data_side(config)
+    skipped: Counter[str] = Counter()
+    shown = tuple(islice(_rows(data, stage, rows, skipped), rows))
+    return Shown(config.output, stage.name, _facts(config, data, stage), shown, dict(skipped.most_common()))
+
+
+def put_out(shown: Shown, page: str | None, *, terminal: bool) -> None:
+    """Prints rows, and writes them to a page."""
+    if terminal:
+        print_rows(shown, Console())
+    if page is not None:
+        Path(page).write_text(page_of(shown), encoding="utf-8")
+        print(f"wrote {page}: {counted(len(shown.rows), 'row')} of stage {shown.stage}")
+
+
+def _stage(config: RunConfig, name: str | None) -> StageConfig:
+    stages = {stage.name: stage for stage in config.stages}
+    if name is not None and name not in stages:
+        raise ValueError(f"there is no stage {name!r}.{suggest(name, stages)} Stages: {', '.join(stages)}")
+    return config.stages[0] if name is None else stages[name]
+
+
+def _rows(data: DataSide, stage: StageConfig, rows: int, skipped: Counter[str]) -> Iterator[ShownRow]:
+    """The stage's rows from its first batch on; what is skipped on the way is counted."""
+    lanes = data.config.data.lanes
+    needed = min(lanes, -(-rows * lanes // stage.rows))
+    reading = _reading(data, stage, data.preparation(stage))
+    request = FeedRequest(stage, "train", sharding=None, position=None, lanes=range(needed))
+    with data.open_feed(request) as feed:
+        for number in count(1):
+            loaded = next(feed)
+            skipped.update(loaded.report.skipped)
+            yield from shown_rows(loaded.batch, loaded.records, reading, number)
+
+
+def _reading(data: DataSide, stage: StageConfig, preparation: Preparation) -> Reading:
+    read_by = data.captions[stage.name].tokenizer if stage.name in data.captions else data.tokenizer
+    mixture = data.config.data.stream(stage.mixture, stage.row_length, stage.images_per_row)
+    return Reading(
+        token_texts=TokenTexts(read_by),
+        features=preparation.image_tokens,
+        sources=tuple(mixture.weights),
+        instruction_texts=TokenTexts(data.instructions.tokenizer) if data.instructions else None,
+        whole_slot=(lambda slots: 0) if preparation.tiled is None else preparation.tiled.config.whole_slot,
+        turning=None if data.model.decoder.rotary_sections is None else _turning(token_grid(data.model)),
+    )
+
+
+def _turning(grid: tuple[int, int]) -> Callable[[Batch], np.ndarray]:
+    """The positions of a decoder that turns its heads by an image's grid: i32[B, T, 3]."""
+    # An accelerator may be busy with a training of its own, and no other process may touch it.
+    jax.config.update("jax_platforms", "cpu")
+    return lambda batch: np.asarray(grid_positions(batch.positions, batch.image_index, grid))
+
+
+def _facts(config: RunConfig, data: DataSide, stage: StageConfig) -> dict[str, str]:
+    """What the run file says of the stage's rows, by names to show."""
+    model = config.model
+    transform, tiling, virtual = model.image_transform, model.tiling, stage.virtual_tokens
+    size = "x".join(map(str, transform["size"]))
+    template = stage.template or model.chat_template
+    facts = {
+        "template": "none: texts beside images" if stage.name in data.captions else template,
+        "row length": f"{stage.row_length} tokens",
+        "images a row": str(stage.images_per_row),
+        "rows a batch": str(stage.rows),
+        "mixture": ", ".join(f"{name} {weight:g}" for name, weight in stage.mixture.items()),
+        "objective": stage.objective.kind,
+        "images": f"{size} pixels, {transform['mode']}" + (f", tiling {tiling.kind}" if tiling else ""),
+    }
+    if virtual is not None:
+        facts["virtual tokens"] = f"{virtual[1].count} before every segment, which are no part of a row"
+    return facts
