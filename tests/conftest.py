@@ -40,6 +40,16 @@ def compiled_programs_are_let_go() -> Iterator[None]:
         sys.modules["jax"].clear_caches()
 
 
+@pytest.fixture(scope="session")
+def small_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder to run the recipes' tiny twins in."""
+    from tests.support.small_demo import write_small_demo
+
+    folder = tmp_path_factory.mktemp("small")
+    write_small_demo(folder / "demo")
+    return folder
+
+
 @pytest.fixture
 def proven(request: pytest.FixtureRequest, record_property) -> "Prover":
     """Records what the test proves; docs/families.md must say it already, but while it is being written."""

@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 
 import jax
-import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
@@ -15,8 +14,6 @@ from mllm_jax.assemble import train
 from mllm_jax.checkpoint.reading import frozen_leaves, latest_stored_step
 from mllm_jax.cli import main
 from mllm_jax.config import load_run
-from mllm_jax.demo.dataset import DatasetConfig, DemoData, scenes, write_dataset
-from mllm_jax.demo.tokenizer_text import write_text_tokenizer, write_tokenizer
 from mllm_jax.interop.model_folder import load_model
 from mllm_jax.model_choice import multimodal_config
 from mllm_jax.models.quantised_kernels import quantised_maps
@@ -114,18 +111,6 @@ def test_a_tiny_twin_has_the_stages_connector_and_optimizers_of_its_recipe(name)
             assert getattr(theirs, field) == getattr(own, field), field
         assert theirs.objective.kind == own.objective.kind
         assert theirs.groups.keys() == own.groups.keys() and theirs.adapters.keys() == own.adapters.keys()
-
-
-@pytest.fixture(scope="session")
-def small_demo(tmp_path_factory) -> Path:
-    """A handful of the demo's scenes, and its tokenizer, where the twins look for them."""
-    folder = tmp_path_factory.mktemp("small") / "demo"
-    config = DatasetConfig(pairs=96, chats=64, held_out=2)
-    write_dataset(DemoData(folder / "data").folder, config)
-    shown = scenes(DatasetConfig(), "train", "chats", 300)
-    write_tokenizer(folder / "tokenizer.model", shown, np.random.default_rng(0))
-    write_text_tokenizer(folder / "text_tokenizer", folder / "tokenizer.model")
-    return folder.parent
 
 
 ELSEWHERE = (

@@ -64,13 +64,13 @@ class _Row:
         """The token of a place in the segment that begins at `first`."""
         batch, index, texts = self.batch, self.index, self.reading.token_texts
         token, target = int(batch.tokens[index, place]), int(batch.targets[index, place])
-        text, kind = texts(token)
+        shown = texts(token)
         predicts = batch.loss_weights[index, place] > 0
         return ShownToken(
             place=place,
             index=token,
-            text=visible(text),
-            kind=kind,
+            text=visible(shown.text),
+            kind=shown.kind,
             position=self.position(place),
             weight=float(batch.loss_weights[index, place - 1]) if place > first else 0.0,
             in_answer=bool(batch.answer_mask[index, place]),
@@ -120,7 +120,8 @@ def _segment(row: _Row, start: int, stop: int, record: Placed | None) -> ShownSe
     weights, targets = batch.loss_weights[place], batch.targets[place]
     follows = np.append(targets[:-1] == batch.tokens[place][1:], False)
     slots = range(record.first_slot, record.first_slot + record.rendered.slots) if record else range(0)
-    boxes, spans = _with_boxes(tuple(_spans(row, start, stop)), _whole_images(row, record, start, stop))
+    images = _whole_images(row, record, start, stop)
+    boxes, spans = _with_boxes(tuple(_spans(row, start, stop)), images, row.reading.token_texts)
     preferred = 0 if batch.preference is None else int(batch.preference[index, start])
     return ShownSegment(
         number=int(batch.segment_ids[index, start]),
@@ -185,14 +186,15 @@ def _whole_images(row: _Row, record: Placed | None, start: int, stop: int) -> li
 
 
 def _with_boxes(
-    spans: Sequence[Span], images: Sequence[tuple[int, int | None]]
+    spans: Sequence[Span], images: Sequence[tuple[int, int | None]], texts: TokenTexts
 ) -> tuple[tuple[ShownBox, ...], tuple[Span, ...]]:
     """The boxes written in a segment, each with the slot of the last image before it, and the spans that name them."""
     tokens = [token for span in spans if isinstance(span, TextSpan) for token in span.tokens]
-    ends = np.cumsum([len(token.text) for token in tokens])
+    parts = [texts(token.index).adds for token in tokens]
+    ends = np.cumsum([len(part) for part in parts])
     boxes: list[ShownBox] = []
     numbers: dict[int, int] = {}
-    for number, written in enumerate(written_boxes("".join(token.text for token in tokens)), start=1):
+    for number, written in enumerate(written_boxes("".join(parts)), start=1):
         first, last = np.searchsorted(ends, [written.start, written.stop - 1], "right").tolist()
         numbers |= {token.place: number for token in tokens[first : last + 1]}
         before = [slot for begins, slot in images if begins <= tokens[first].place] or [slot for _, slot in images[:1]]

@@ -14,14 +14,14 @@ _REPLACEMENT = "\ufffd"
 
 class TokenText(NamedTuple):
     text: str
+    """To show: what it adds to the text before it, or its name."""
     kind: Kind
+    adds: str
+    """What it adds to the text before it; nothing, where it takes other tokens to be text."""
 
 
 class TokenTexts:
-    """Ids to what they add to the text before them; special tokens and those of single bytes are called by their names.
-
-    Each id is decoded once.
-    """
+    """Ids to texts: special tokens and those of single bytes are shown by their names. Each id is decoded once."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -42,10 +42,11 @@ class TokenTexts:
     def _read(self, index: int) -> TokenText:
         name = self._tokenizer.name(index)
         if name is None:
-            return TokenText(f"<no token {index}>", "unknown")
+            return TokenText(f"<no token {index}>", "unknown", "")
         if self._tokenizer.has_special(name):
-            return TokenText(name, "special")
+            return TokenText(name, "special", name)
         text = self._tokenizer.decode([*self._before, index], skip_special_tokens=False)[self._length :]
-        if _BYTE.fullmatch(name) or not text or _REPLACEMENT in text:
-            return TokenText(name, "bytes")
-        return TokenText(text, "text")
+        adds = "" if _REPLACEMENT in text else text
+        if _BYTE.fullmatch(name) or not adds:
+            return TokenText(name, "bytes", adds)
+        return TokenText(text, "text", adds)

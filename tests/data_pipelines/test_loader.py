@@ -61,6 +61,28 @@ def test_pixels_stand_in_the_slot_of_their_record(sources):
             assert np.array_equal(loaded.batch.images[row, slot], decode(f"pixels of {name}".encode()))
 
 
+def test_records_lie_where_the_batch_has_them(sources):
+    (loaded,) = load(sources, 1, stream_config(mixture={"more": 1.0, "pairs": 1.0}))
+    batch = loaded.batch
+    assert [record.rendered.key for record in loaded.records] == list(loaded.report.keys)
+    for record in loaded.records:
+        stop = record.start + record.rendered.length
+        assert np.array_equal(batch.tokens[record.row, record.start : stop], record.rendered.tokens)
+        assert batch.positions[record.row, record.start] == 0
+        name = record.rendered.key.rpartition(":")[2]
+        pixels = batch.images[record.row, record.first_slot]
+        assert np.array_equal(pixels, decode(f"pixels of {name}".encode()))
+        assert ("more-" in record.rendered.key) == (record.source == 0)
+
+
+def test_some_lanes_alone_give_the_same_rows(sources):
+    config = stream_config(lanes=4)
+    (whole,) = load(sources, 1, config, rows=8)
+    (some,) = load(sources, 1, config, rows=8, lanes=[1, 2])
+    for one, all_rows in zip(some.batch, whole.batch, strict=True):
+        assert one is None or np.array_equal(one, all_rows[2:6])
+
+
 @settings(max_examples=15, deadline=None)
 @given(threads=st.integers(1, 4), prefetch=st.integers(1, 4), stop=st.integers(1, 6), lanes=st.sampled_from([1, 2, 4]))
 def test_a_resumed_stream_gives_identical_batches(sources, threads, prefetch, stop, lanes):
@@ -122,6 +144,11 @@ def test_a_bad_image_becomes_padding_and_is_counted(spoilt, caplog):
         assert not any(key.endswith(("0:0000", "0010", "0020", "0030")) for key in loaded.report.keys)
         assert batch.images[~batch.image_mask].sum() == 0
         assert loaded.report.records == batch.image_mask.sum()
+        lost = [record for record in loaded.records if record.lost is not None]
+        assert len(loaded.records) == loaded.report.records + len(lost)
+        for record in lost:
+            assert record.lost.cause == "image_corrupt" and record.rendered.key == record.lost.key
+            assert not batch.segment_ids[record.row, record.start : record.start + record.rendered.length].any()
         assert (batch.loss_weights[batch.segment_ids == 0] == 0).all()
         assert (batch.image_index[batch.segment_ids == 0] == -1).all()
 
