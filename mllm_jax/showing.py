@@ -16,9 +16,9 @@ from data_pipelines.showing.reading import Reading, shown_rows
 from data_pipelines.showing.rows import Shown, ShownRow, counted
 from data_pipelines.showing.terminal import print_rows
 from data_pipelines.showing.token_texts import TokenTexts
-from mllm_jax.assemble import DataSide, data_side
 from mllm_jax.config import RunConfig
 from mllm_jax.config_errors import suggest
+from mllm_jax.data_side import DataSide, data_side
 from mllm_jax.models.layers.grid_positions import grid_positions
 from mllm_jax.models.multimodal import token_grid
 from mllm_jax.training.ingredients import FeedRequest
