@@ -1,6 +1,6 @@
 """A model's parameters: their values at the start, their shapes, and the names of their axes."""
 
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import flax.linen as nn
@@ -35,12 +35,18 @@ def init_parameters(config: ModelConfig, key: jax.Array, param_dtype: Any = jnp.
 
 def abstract_parameters(config: ModelConfig, param_dtype: Any = jnp.float32) -> Parameters:
     """The same tree with a `jax.ShapeDtypeStruct` for every leaf; nothing is computed."""
-    return unboxed(jax.eval_shape(partial(_boxed, config, param_dtype), jax.random.key(0)))
+    return unboxed(_abstract(config, param_dtype))
 
 
 def logical_axes(config: ModelConfig) -> Parameters:
     """The same tree with a tuple of logical axis names for every leaf, one (or None) an axis."""
-    return axes_of(jax.eval_shape(partial(_boxed, config, jnp.float32), jax.random.key(0)))
+    return axes_of(_abstract(config, jnp.float32))
+
+
+@lru_cache(maxsize=8)
+def _abstract(config: ModelConfig, param_dtype: Any) -> Parameters:
+    """Shapes and axes; a run asks for them several times, and tracing a whole model takes as long as a small step."""
+    return jax.eval_shape(partial(_boxed, config, param_dtype), jax.random.key(0))
 
 
 def axes_of(boxed: Parameters) -> Parameters:
