@@ -1,7 +1,6 @@
 """Writes tar shards in img2dataset's layout, byte for byte the same every time."""
 
 import json
-import os
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -9,7 +8,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from data_pipelines.atomic_file import replace_file
+
 _KEY_DIGITS = 4
+
+TAR_END = bytes(2 * tarfile.BLOCKSIZE)
+"""Closes a tar."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +44,9 @@ def write_shards(samples: Iterable[ImageText], folder: str | Path, samples_per_s
     while batch := list(islice(iterator, samples_per_shard)):
         name = f"{len(paths):05d}"
         tar = target / f"{name}.tar"
-        _replace(tar, b"".join(_members(batch, name)))
+        replace_file(tar, _members(batch, name))
         statistics = {"count": len(batch), "successes": len(batch), "failed_to_download": 0, "failed_to_resize": 0}
-        _replace(target / f"{name}_stats.json", json.dumps(statistics).encode())
+        replace_file(target / f"{name}_stats.json", [json.dumps(statistics).encode()])
         paths.append(tar)
     if not paths:
         raise ValueError(f"No sample was given, so {target} would hold no shard.")
@@ -53,23 +57,15 @@ def _members(batch: list[ImageText], shard: str) -> Iterator[bytes]:
     for index, sample in enumerate(batch):
         key = f"{shard}{index:0{_KEY_DIGITS}d}"
         described = {"caption": sample.caption, "key": key} | dict(sample.metadata)
-        yield _member(f"{key}.{sample.extension}", sample.image)
-        yield _member(f"{key}.txt", sample.caption.encode())
-        yield _member(f"{key}.json", json.dumps(described, ensure_ascii=False, sort_keys=True).encode())
-    yield bytes(2 * tarfile.BLOCKSIZE)
+        yield tar_member(f"{key}.{sample.extension}", sample.image)
+        yield tar_member(f"{key}.txt", sample.caption.encode())
+        yield tar_member(f"{key}.json", json.dumps(described, ensure_ascii=False, sort_keys=True).encode())
+    yield TAR_END
 
 
-def _member(name: str, data: bytes) -> bytes:
+def tar_member(name: str, data: bytes) -> bytes:
+    """Returns a file of a tar: its header, its bytes and their padding."""
     header = tarfile.TarInfo(name)
     header.size = len(data)
     padding = bytes(-len(data) % tarfile.BLOCKSIZE)
     return header.tobuf(tarfile.USTAR_FORMAT) + data + padding
-
-
-def _replace(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

@@ -6,8 +6,10 @@ s + S, s + 2S, ... of it. So over an epoch every entry comes exactly once over a
 where another stands. A lane reads several strands in turn and shuffles blocks of what they give.
 """
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, NamedTuple
 
 from data_pipelines.permutation import permuted, seed_of, shuffled
@@ -80,14 +82,14 @@ class Strand:
         source, parts = self._deal.source, self._deal.parts
         epoch, shard, part = self._deal.unit(self._index, cursor.unit)
         count = source.count(shard)
-        if count is None:
-            for ordinal, entry in enumerate(source.walk(shard, cursor.place), start=cursor.ordinal):
-                if ordinal % parts == part:
-                    yield entry, ordinal + 1
-            return
-        # An indexed shard is read in an order of its own every epoch, so its shuffle has no window.
-        seed = seed_of(self._deal.seed, "entries", epoch, shard)
         first = cursor.ordinal + (part - cursor.ordinal) % parts
+        if count is None:
+            ours = islice(source.walk(shard, cursor.place), first - cursor.ordinal, None, parts)
+            for ordinal, entry in zip(itertools.count(first, parts), ours):
+                yield entry, ordinal + 1
+            return
+        # A shard that is read at random has an order of its own every epoch, so its shuffle has no window.
+        seed = seed_of(self._deal.seed, "entries", epoch, shard)
         for ordinal in range(first, count, parts):
             yield source.locate(shard, permuted(ordinal, count, seed)), ordinal + 1
 

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import fsspec
 
+from data_pipelines.file_version import local_version, remote_version
 from data_pipelines.record import ByteRange
 
 _PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
@@ -42,6 +43,12 @@ class Storage:
     def size(self, path: str) -> int:
         """Returns a file's length in bytes."""
         return self._retried(lambda: self._handle(path).size(), path, 0)
+
+    def version(self, path: str) -> dict[str, Any]:
+        """Returns what tells a file's content from another that was there, as JSON: its size, and a time or an etag."""
+        if is_local(path):
+            return local_version(path.removeprefix("file://"))
+        return self._retried(lambda: remote_version(path), path, 0)
 
     def read(self, path: str, offset: int, length: int) -> bytes:
         """Returns up to `length` bytes from `offset`; fewer only at the end of the file."""

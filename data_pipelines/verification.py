@@ -4,9 +4,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +15,9 @@ from data_pipelines.record import ImagePart, Record
 from data_pipelines.sources.choice import source_of_path
 from data_pipelines.sources.shard_list import expand
 from data_pipelines.storage import Storage
+from data_pipelines.threads import in_threads
 from data_pipelines.transforms.image import ImageTransformConfig, decode_image
 from data_pipelines.transforms.image_error import ImageError
-
-AHEAD = 4
-"""Shards that each thread may be ahead of the one whose report is asked for."""
 
 _STATISTICS = "_stats.json"
 
@@ -89,12 +85,7 @@ def verify(
         unchanged = before is not None and before.size == storage.size(path)
         return before if before is not None and unchanged else verify_shard(path, images, decode, storage)
 
-    shards = iter(expand(tuple(paths)))
-    with ThreadPoolExecutor(threads) as pool:
-        waiting = [pool.submit(report_of, path) for path in islice(shards, AHEAD * threads)]
-        while waiting:
-            yield waiting.pop(0).result()
-            waiting += [pool.submit(report_of, path) for path in islice(shards, 1)]
+    yield from in_threads(report_of, expand(tuple(paths)), threads)
 
 
 def verify_shard(

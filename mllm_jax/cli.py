@@ -163,6 +163,12 @@ def _add_data_verb(verbs) -> None:
         "--report", metavar="FILE.jsonl", help="a line for every shard; those that it has already are not read again"
     )
     verify.add_argument("--threads", type=int, default=2, help="that read and decode (default: %(default)s)")
+    index = _verb(actions, "index", "note where every sample of tar shards stands, so that runs need not look", _index)
+    index.add_argument("shards", nargs="+", metavar="SHARDS", help="tar shards of any kind; what is there is kept")
+    index.add_argument(
+        "--cache", metavar="DIR", help="folder of the indexes, for shards that are remote or lie where nobody may write"
+    )
+    index.add_argument("--threads", type=int, default=2, help="that walk shards (default: %(default)s)")
 
     show = _verb(actions, "show", "show rows as the model will get them, on a page or in the terminal", _show)
     show.add_argument("run_file", metavar="RUN.yaml", help="the run file")
@@ -308,3 +314,9 @@ def _verify(options: argparse.Namespace) -> int:
     from mllm_jax.terminal import show_verification
 
     return show_verification(options.inputs, options.images, options.threads, options.report)
+
+
+def _index(options: argparse.Namespace) -> int:
+    from mllm_jax.data_terminal import show_indexing
+
+    return show_indexing(options.shards, options.cache, options.threads)

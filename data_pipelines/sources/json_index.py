@@ -6,13 +6,13 @@ The index is 16 bytes a record, kept in a file beside the data (or in a folder g
 import hashlib
 import os
 import re
-import tempfile
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
+from data_pipelines.atomic_file import replace_file
 from data_pipelines.storage import Storage, is_local
 
 RECORD_LIMIT = 1 << 26
@@ -49,7 +49,7 @@ def load_index(path: str, storage: Storage, cache: str | None) -> np.ndarray:
     try:
         if cache:
             folder.mkdir(parents=True, exist_ok=True)
-        _write(target, spans)
+        replace_file(target, [spans])
     except OSError:
         return np.frombuffer(spans, dtype=np.int64).reshape(-1, 2)
     return _mapped(target)
@@ -137,17 +137,6 @@ def _brackets(path: str, size: int, storage: Storage, chunk: int) -> Iterator[tu
             break
     if pending.startswith(b'"'):
         yield b'"', base
-
-
-def _write(target: Path, spans: array) -> None:
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            spans.tofile(file)
-        os.replace(temporary, target)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 def _mapped(target: Path) -> np.ndarray:

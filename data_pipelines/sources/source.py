@@ -16,7 +16,8 @@ class Entry(NamedTuple):
     following: int
     """Where a walk goes on after this entry."""
     content: Any
-    """A `Skip`, or whatever lets the source read the record without searching. Never saved."""
+    """A `Skip`, or whatever lets the source read the record without searching; None where its place is enough for
+    that. Never saved."""
 
 
 class Source(Protocol):
@@ -36,7 +37,10 @@ class Source(Protocol):
         ...
 
     def count(self, shard: int) -> int | None:
-        """How many entries a shard holds if an index says so; places are then 0 .. count - 1, None without an index."""
+        """How many entries a shard holds if its places are 0 .. count - 1 and reading them in any order costs the same.
+
+        The shard is then met in an order of its own every epoch. None: its places are others, in whose order it is met.
+        """
         ...
 
     def walk(self, shard: int, place: int = 0) -> Iterator[Entry]:

@@ -88,7 +88,7 @@ def members(read: ReadAt, file_size: int, start: int = 0) -> Iterator[Member | B
             if kind in _EXTENDED:
                 extension = extension or _Extension()
                 _extend(extension, kind, _payload(read, offset + BLOCK, size, file_size))
-                offset += BLOCK + _padded(size)
+                offset += BLOCK + padded(size)
                 continue
             member = _member(begin, offset, header, kind, name, size, extension)
             if member.offset + member.size > file_size:
@@ -119,7 +119,7 @@ def _member(
     if name.startswith("/") or (".." in name and ".." in name.split("/")):
         refusal = "path_escapes"
     data = offset + BLOCK
-    return Member(begin, name, data, size, data + _padded(size), refusal)
+    return Member(begin, name, data, size, data + padded(size), refusal)
 
 
 def _payload(read: ReadAt, data: int, size: int, file_size: int) -> bytes:
@@ -207,7 +207,8 @@ def _decimal(digits: bytes) -> int:
     return int(digits)
 
 
-def _padded(size: int) -> int:
+def padded(size: int) -> int:
+    """Returns where whole blocks that hold this many bytes end."""
     return (size + BLOCK - 1) // BLOCK * BLOCK
 
 

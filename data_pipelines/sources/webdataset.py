@@ -1,22 +1,17 @@
 """Image-text pairs in tar shards as img2dataset writes them (LAION, CC3M, CC12M, DataComp, COYO)."""
 
-from collections.abc import Iterator
-from functools import partial
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field
 
-from data_pipelines.config_class import Config
 from data_pipelines.permutation import seed_of
 from data_pipelines.quota import Skip
 from data_pipelines.record import ByteRange, ImagePart, Part, Record, TextPart, Turn
 from data_pipelines.sources.filters import FieldFilter, refusal
 from data_pipelines.sources.json_object import json_object
-from data_pipelines.sources.shard_list import expand, identity
 from data_pipelines.sources.source import Entry
-from data_pipelines.sources.tar_headers import Break
-from data_pipelines.sources.tar_samples import TarSample, samples
-from data_pipelines.sources.walk_cache import WalkCache
+from data_pipelines.sources.tar_samples import TarSample
+from data_pipelines.sources.tar_shards import TarShards, TarShardsConfig
 from data_pipelines.storage import Storage
 
 _TEXT_LIMIT = 1 << 24
@@ -24,12 +19,10 @@ _TEXT_LIMIT = 1 << 24
 CaptionPlace = Annotated[str, Field(pattern=r"^[a-z0-9.]+(:.+)?$")]
 
 
-class WebDatasetConfig(Config):
+class WebDatasetConfig(TarShardsConfig):
     """Tar shards of image-text pairs: `KEY.jpg|png|webp`, `KEY.txt`, `KEY.json`."""
 
     kind: Literal["webdataset"] = "webdataset"
-    shards: str | tuple[str, ...]
-    """Brace ranges (`train/{00000..00099}.tar`), globs or a list; local paths or any fsspec address."""
     caption: CaptionPlace | Annotated[tuple[CaptionPlace, ...], Field(min_length=1)] = "txt"
     """Which member is the caption: `txt`, or `json:FIELD` for a field of the JSON member; of several the first that a
     sample has."""
@@ -42,11 +35,7 @@ class WebDatasetConfig(Config):
     """What the user says after the image; one is picked by the record's place. None: the image stands alone."""
 
     def open(self, storage: Storage) -> "WebDatasetSource":
-        """Lists the shards.
-
-        Raises:
-            FileNotFoundError: a pattern names no shard.
-        """
+        """Lists the shards; see `TarShards`."""
         return WebDatasetSource(self, storage)
 
 
@@ -58,48 +47,29 @@ class _Found(NamedTuple):
     metadata: tuple[int, int] | None
 
 
-class WebDatasetSource:
+class WebDatasetSource(TarShards):
     """Walks headers and reads captions; images are only pointed at."""
 
     def __init__(self, config: WebDatasetConfig, storage: Storage) -> None:
+        super().__init__(config, storage)
         self._config = config
-        self._storage = storage
         places = (config.caption,) if isinstance(config.caption, str) else config.caption
         self._captions = tuple((member, field) for member, _, field in (place.partition(":") for place in places))
-        self._walks = WalkCache()
-        self.shards = expand(config.shards)
 
     def fingerprint(self) -> dict[str, Any]:
+        described = super().fingerprint()
         # A run that has no filters goes on although it began before there were any.
-        left_out = {"shards"} if self._config.filters else {"shards", "filters"}
-        described = self._config.model_dump(mode="json", exclude=left_out)
-        return described | identity(self.shards, self._storage)
+        return described if self._config.filters else {k: v for k, v in described.items() if k != "filters"}
 
-    def count(self, shard: int) -> int | None:
-        return None
-
-    def walk(self, shard: int, place: int = 0) -> Iterator[Entry]:
-        return self._walks.walk(shard, place, self._walk)
-
-    def locate(self, shard: int, place: int) -> Entry:
-        entry = next(self.walk(shard, place), None)
-        if entry is None:
-            raise ValueError(f"{self.shards[shard]} holds nothing at byte {place} any more: the shard was rewritten.")
-        return entry
-
-    def read(self, entry: Entry) -> Record | Skip:
-        found = entry.content
-        if isinstance(found, Skip):
-            return found
-        path = self.shards[entry.shard]
-        key = f"{path}:{found.key}"
-        unwanted = self._refusal(found, path, key)
+    def record(self, path: str, content: _Found, entry: Entry) -> Record | Skip:
+        key = f"{path}:{content.key}"
+        unwanted = self._refusal(content, path, key)
         if unwanted is not None:
             return unwanted
-        caption = self._caption(found, path, key)
+        caption = self._caption(content, path, key)
         if isinstance(caption, Skip):
             return caption
-        asked: tuple[Part, ...] = (ImagePart(ByteRange(path, *found.image)),)
+        asked: tuple[Part, ...] = (ImagePart(ByteRange(path, *content.image)),)
         if self._config.prompts:
             choice = seed_of("prompt", entry.shard, entry.place) % len(self._config.prompts)
             asked += (TextPart(self._config.prompts[choice]),)
@@ -124,22 +94,7 @@ class WebDatasetSource:
                 break
         return text
 
-    def _walk(self, shard: int, place: int) -> Iterator[Entry]:
-        path = self.shards[shard]
-        size = self._storage.size(path)
-        if place > size:
-            return
-        for sample in samples(partial(self._storage.read, path), size, place):
-            if isinstance(sample, Break):
-                # Past the end, so that a walk resumed after the break does not meet it again.
-                yield Entry(shard, sample.begin, size + 1, Skip(sample.cause, f"{path}@{sample.begin}", sample.detail))
-                continue
-            content = self._content(path, sample)
-            # What a broken tar took from its last sample is counted with the break, once.
-            if not (sample.at_break and isinstance(content, Skip)):
-                yield Entry(shard, sample.place, sample.following, content)
-
-    def _content(self, path: str, sample: TarSample) -> _Found | Skip:
+    def content(self, path: str, sample: TarSample) -> _Found | Skip:
         key = f"{path}:{sample.key}"
         if sample.refusal is not None:
             return Skip(sample.refusal[0], key, sample.refusal[1])

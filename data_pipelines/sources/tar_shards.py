@@ -1,0 +1,138 @@
+"""Sources whose records are samples of tars: members that share a key, found by their headers or through an index.
+
+A place is the byte at which a sample begins, with an index and without one, so a run may go on although an index was
+made or lost meanwhile: the entries and their order are the same. The index saves the walk over the headers.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from functools import partial
+from itertools import repeat
+from typing import Any
+
+from data_pipelines.config_class import Config
+from data_pipelines.quota import Skip
+from data_pipelines.record import Record
+from data_pipelines.sources.shard_list import expand, identity
+from data_pipelines.sources.source import Entry
+from data_pipelines.sources.tar_headers import Break, padded
+from data_pipelines.sources.tar_index import TarIndex
+from data_pipelines.sources.tar_index_files import IndexUse, ShardIndexes
+from data_pipelines.sources.tar_samples import TarSample, samples
+from data_pipelines.sources.walk_cache import WalkCache
+from data_pipelines.storage import Storage
+
+_ROWS_AT_ONCE = 256
+
+
+class TarShardsConfig(Config):
+    """Which tars, and where their indexes are; each kind of sample has a `kind` besides."""
+
+    shards: str | tuple[str, ...]
+    """Brace ranges (`train/{00000..00099}.tar`), globs or a list; local paths or any fsspec address."""
+    index: IndexUse = "auto"
+    """Whether the indexes that `mllm data index` makes are used: where there are some, never, or else nothing starts.
+    They change no record and no order."""
+    index_cache: str | None = None
+    """Folder of the indexes, as given to `mllm data index --cache`; null: beside the shards."""
+
+
+class TarShards(ABC):
+    """Walks samples; what a sample must hold and what its record is, each kind says."""
+
+    def __init__(self, config: TarShardsConfig, storage: Storage) -> None:
+        """Lists the shards.
+
+        Raises:
+            FileNotFoundError: a pattern names no shard.
+            IndexUnusableError: an index is required and is not there.
+        """
+        self._storage = storage
+        self._described = config.model_dump(mode="json", exclude={"shards", "index", "index_cache"})
+        self.shards = expand(config.shards)
+        self._indexes = ShardIndexes(self.shards, config.index, config.index_cache, storage)
+        self._walks = WalkCache()
+
+    def fingerprint(self) -> dict[str, Any]:
+        return self._described | identity(self.shards, self._storage)
+
+    def count(self, shard: int) -> int | None:
+        return None
+
+    def walk(self, shard: int, place: int = 0) -> Iterator[Entry]:
+        index = self._indexes.of(shard)
+        if index is None:
+            return self._walks.walk(shard, place, self._walk_headers)
+        return self._walk_index(index, shard, place)
+
+    def locate(self, shard: int, place: int) -> Entry:
+        entry = next(self.walk(shard, place), None)
+        if entry is None:
+            raise ValueError(f"{self.shards[shard]} holds nothing at byte {place} any more: the shard was rewritten.")
+        return entry
+
+    def read(self, entry: Entry) -> Record | Skip:
+        path, content = self.shards[entry.shard], entry.content
+        if content is None:
+            content = self.content(path, self._sample(entry))
+        return content if isinstance(content, Skip) else self.record(path, content, entry)
+
+    @abstractmethod
+    def content(self, path: str, sample: TarSample) -> Any:
+        """Returns what `record` needs of a sample, by its headers alone; a `Skip` of one that can be no record."""
+
+    @abstractmethod
+    def record(self, path: str, content: Any, entry: Entry) -> Record | Skip:
+        """Returns the record of an entry with this content."""
+
+    def _sample(self, entry: Entry) -> TarSample:
+        path, index = self.shards[entry.shard], self._indexes.of(entry.shard)
+        if index is not None:
+            row = index.row(entry.place)
+            if row < len(index) and index.places[row] == entry.place:
+                return index.sample(row)
+        found = next(samples(partial(self._storage.read, path), self._storage.size(path), entry.place), None)
+        if found is None or isinstance(found, Break):
+            raise ValueError(f"{path} holds no sample at byte {entry.place} any more: the shard was rewritten.")
+        return found
+
+    def _walk_headers(self, shard: int, place: int) -> Iterator[Entry]:
+        path = self.shards[shard]
+        size = self._storage.size(path)
+        if place > padded(size):
+            return
+        for sample in samples(partial(self._storage.read, path), size, place):
+            if isinstance(sample, Break):
+                yield _rest(shard, path, size, sample)
+                continue
+            content = self.content(path, sample)
+            if not _lost(sample, content):
+                yield Entry(shard, sample.place, sample.following, content)
+
+    def _walk_index(self, index: TarIndex, shard: int, place: int) -> Iterator[Entry]:
+        """As `_walk_headers`, but contents are left to `read`: of an interleaved shard most entries are passed over."""
+        path, last = self.shards[shard], len(index)
+        if index.broken is not None and last:
+            sample = index.sample(last - 1)
+            last -= _lost(sample, self.content(path, sample))
+        for first in range(index.row(place), last, _ROWS_AT_ONCE):
+            rows = slice(first, min(first + _ROWS_AT_ONCE, last))
+            yield from map(
+                Entry, repeat(shard), index.places[rows].tolist(), index.following[rows].tolist(), repeat(None)
+            )
+        size = self._storage.size(path)
+        if index.broken is not None and place <= padded(size):
+            yield _rest(shard, path, size, index.broken)
+
+
+def _lost(sample: TarSample, content: Any) -> bool:
+    """Whether a break took so much of the sample before it that no record is left: that is counted with the break."""
+    return sample.at_break and isinstance(content, Skip)
+
+
+def _rest(shard: int, path: str, size: int, broken: Break) -> Entry:
+    """The part of a shard that is lost; a walk goes on past its last block, so that it does not meet the break again.
+
+    That is farther than the end of the file, where the padding of the last member may be cut off.
+    """
+    return Entry(shard, broken.begin, padded(size) + 1, Skip(broken.cause, f"{path}@{broken.begin}", broken.detail))
