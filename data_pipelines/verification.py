@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from data_pipelines.building.manifest import Checksums, listed_shards
 from data_pipelines.quota import Skip
 from data_pipelines.record import ImagePart, Record
 from data_pipelines.sources.choice import source_of_path
 from data_pipelines.sources.shard_list import expand
-from data_pipelines.storage import Storage
+from data_pipelines.storage import Storage, is_local
 from data_pipelines.threads import in_threads
 from data_pipelines.transforms.image import ImageTransformConfig, decode_image
 from data_pipelines.transforms.image_error import ImageError
@@ -36,11 +37,14 @@ class ShardReport:
     """Samples that `NAME_stats.json` states; None without one, as a JSON file always is."""
     unfinished: bool = False
     """A tar without statistics beside others that have them: they are written last, so its writer did not end."""
+    changed: str | None = None
+    """Why it is not the shard that the manifest beside it lists."""
 
     @property
     def whole(self) -> bool:
-        """Whether nothing is bad, its writer ended, and the count is the stated one, where one is stated."""
-        return not self.skips and not self.unfinished and self.stated in (None, self.records)
+        """Whether nothing is bad, its writer ended, and count and checksum are the stated ones, where they are."""
+        as_written = not self.unfinished and self.changed is None
+        return not self.skips and as_written and self.stated in (None, self.records)
 
     def causes(self) -> dict[str, int]:
         return dict(Counter(skip.cause for skip in self.skips))
@@ -69,7 +73,7 @@ def verify(
     """Yields a report of every shard, in their order.
 
     Args:
-        paths: shards or LLaVA JSON(L) files; globs and brace ranges are expanded.
+        paths: see `shards_of`.
         images: image folder of JSON files.
         threads: that read and decode, each one shard at a time.
         known: reports of shards that were read before; one of the same path and size is given again.
@@ -78,14 +82,29 @@ def verify(
     Raises:
         FileNotFoundError: a pattern names no shard.
     """
-    storage, by_path = Storage(), {report.path: report for report in known}
+    storage, checksums, by_path = Storage(), Checksums(), {report.path: report for report in known}
 
     def report_of(path: str) -> ShardReport:
         before = by_path.get(path)
         unchanged = before is not None and before.size == storage.size(path)
-        return before if before is not None and unchanged else verify_shard(path, images, decode, storage)
+        return before if before is not None and unchanged else verify_shard(path, images, decode, storage, checksums)
 
-    yield from in_threads(report_of, expand(tuple(paths)), threads)
+    yield from in_threads(report_of, shards_of(paths), threads)
+
+
+def shards_of(paths: Sequence[str]) -> tuple[str, ...]:
+    """Returns the shards or LLaVA JSON(L) files that are meant: globs and brace ranges are expanded.
+
+    Of a folder they are those that its manifest lists, or all its tars.
+
+    Raises:
+        FileNotFoundError: a pattern names no shard, or a shard that a manifest lists is not there.
+    """
+    patterns: list[str] = []
+    for path in paths:
+        listed = listed_shards(Path(path)) if os.path.isdir(path) else {}
+        patterns += [os.path.join(path, name) for name in listed or ["*.tar"]] if os.path.isdir(path) else [path]
+    return expand(tuple(patterns))
 
 
 def verify_shard(
@@ -93,6 +112,7 @@ def verify_shard(
     images: str | None = None,
     decode: Callable[[bytes], np.ndarray] = decode_whole,
     storage: Storage | None = None,
+    checksums: Checksums | None = None,
 ) -> ShardReport:
     """Reads every record of one shard and decodes every image of it; arguments as for `verify`."""
     storage, good, skips = storage or Storage(), 0, []
@@ -106,7 +126,8 @@ def verify_shard(
             skips.append(fault)
     stated = _stated(Path(path))
     unfinished = stated is None and Path(path).suffix == ".tar" and _beside_statistics(Path(path))
-    return ShardReport(str(path), storage.size(str(path)), good, tuple(skips), stated, unfinished)
+    changed = (checksums or Checksums()).fault(Path(path)) if is_local(str(path)) else None
+    return ShardReport(str(path), storage.size(str(path)), good, tuple(skips), stated, unfinished, changed)
 
 
 def read_reports(file: str | Path) -> list[ShardReport]:

@@ -157,12 +157,27 @@ def _add_data_verb(verbs) -> None:
     data = verbs.add_parser("data", help="look into shards and conversations")
     actions = data.add_subparsers(title="actions", metavar="ACTION", required=True)
     verify = _verb(actions, "verify", "read every record and every image, and say what a run would skip", _verify)
-    verify.add_argument("inputs", nargs="+", metavar="DATA", help="image-text tar shards, .json/.jsonl conversations")
+    verify.add_argument(
+        "inputs", nargs="+", metavar="DATA", help="tar shards or folders of them, .json/.jsonl conversations"
+    )
     verify.add_argument("--images", help="folder of the images that conversations name (default: beside them)")
     verify.add_argument(
         "--report", metavar="FILE.jsonl", help="a line for every shard; those that it has already are not read again"
     )
     verify.add_argument("--threads", type=int, default=2, help="that read and decode (default: %(default)s)")
+    build = _verb(
+        actions, "build", "write the records of a source as indexed tar shards, going on where it stopped", _build
+    )
+    build.add_argument(
+        "source", metavar="SOURCE", help="conversations (.json, .jsonl), tar shards, or a run file (.yaml)"
+    )
+    build.add_argument("output", metavar="OUT", help="folder of the shards; a build that was stopped in it goes on")
+    build.add_argument("--source", dest="name", metavar="NAME", help="which of the run file's data.sources")
+    build.add_argument("--images", help="folder of the images that conversations name (default: beside them)")
+    build.add_argument(
+        "--samples-per-shard", type=int, default=1000, metavar="N", help="records of a shard (default: %(default)s)"
+    )
+    build.add_argument("--processes", type=int, default=1, help="that read and write (default: %(default)s)")
     index = _verb(actions, "index", "note where every sample of tar shards stands, so that runs need not look", _index)
     index.add_argument("shards", nargs="+", metavar="SHARDS", help="tar shards of any kind; what is there is kept")
     index.add_argument(
@@ -314,6 +329,14 @@ def _verify(options: argparse.Namespace) -> int:
     from mllm_jax.terminal import show_verification
 
     return show_verification(options.inputs, options.images, options.threads, options.report)
+
+
+def _build(options: argparse.Namespace) -> None:
+    from mllm_jax.data_terminal import show_build
+    from mllm_jax.named_source import source_of
+
+    source = source_of(options.source, options.name, options.images)
+    show_build(source, options.output, options.samples_per_shard, options.processes)
 
 
 def _index(options: argparse.Namespace) -> int:

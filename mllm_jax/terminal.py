@@ -11,9 +11,8 @@ from typing import TextIO
 from rich.console import Console
 from rich.progress import Progress
 
-from data_pipelines.sources.shard_list import expand
 from data_pipelines.transforms.image_error import ImageError
-from data_pipelines.verification import ShardReport, read_reports, verify
+from data_pipelines.verification import ShardReport, read_reports, shards_of, verify
 from mllm_jax.evaluation.evaluate import Evaluation, EvaluationConfig, evaluate
 from mllm_jax.evaluation.preference_scores import score_pairs
 from mllm_jax.evaluation.report import scores_table
@@ -52,7 +51,7 @@ def show_verification(inputs: list[str], images: str | None, threads: int, repor
     """Verifies shards with a progress line and prints what is wrong with them; returns 1 if anything is."""
     console, broken, good, causes = Console(), 0, 0, Counter[str]()
     known = read_reports(report) if report else []
-    total = len(expand(tuple(inputs)))
+    total = len(shards_of(inputs))
     with contextlib.ExitStack() as exits:
         lines = exits.enter_context(_appended(report)) if report else None
         progress = exits.enter_context(Progress(console=console, transient=True))
@@ -88,6 +87,7 @@ def _fault(report: ShardReport) -> str:
         said.append(f"its statistics state {report.stated}")
     if report.unfinished:
         said.append(f"no {Path(report.path).stem}_stats.json, which others beside it have: its writer did not end")
+    said += [] if report.changed is None else [report.changed]
     said += [f"{cause} {count}" for cause, count in report.causes().items()]
     said += [f"first {skip.key} ({skip.detail})" for skip in report.skips[:1]]
     return "; ".join(said)

@@ -1,28 +1,47 @@
 """Every kind of source behind one config field."""
 
 import os
+from itertools import islice
 from typing import Annotated
 
 from pydantic import Field
 
+from data_pipelines.record import Record
 from data_pipelines.sources.llava_json import LlavaJsonConfig
 from data_pipelines.sources.preference_json import PreferenceJsonConfig
+from data_pipelines.sources.records import RecordsConfig
+from data_pipelines.sources.shard_list import expand
 from data_pipelines.sources.webdataset import WebDatasetConfig
+from data_pipelines.storage import Storage
 
-SourceConfig = Annotated[WebDatasetConfig | LlavaJsonConfig | PreferenceJsonConfig, Field(discriminator="kind")]
+SourceConfig = Annotated[
+    WebDatasetConfig | LlavaJsonConfig | PreferenceJsonConfig | RecordsConfig, Field(discriminator="kind")
+]
 """Each kind has `open(storage) -> Source`."""
 
+_LOOKED_AT = 3
 
-def source_of_path(path: str, images: str | None = None) -> WebDatasetConfig | LlavaJsonConfig:
-    """Returns the source that a path alone describes: tar shards, or a LLaVA JSON(L) file.
+
+def source_of_path(path: str, images: str | None = None) -> WebDatasetConfig | RecordsConfig | LlavaJsonConfig:
+    """Returns the source that a path alone describes: tar shards of pairs or of records, or a LLaVA JSON(L) file.
 
     Args:
         path: shards (any pattern), a folder of shards, or a file that ends in .json or .jsonl.
         images: image folder of a JSON file; None: `images/` beside it if it is there, else its own folder.
+
+    Raises:
+        FileNotFoundError: a pattern names no shard.
     """
     if path.endswith((".json", ".jsonl")):
         return LlavaJsonConfig(files=path, images=images or image_folder(path))
-    return WebDatasetConfig(shards=os.path.join(path, "*.tar") if os.path.isdir(path) else path)
+    shards = os.path.join(path, "*.tar") if os.path.isdir(path) else path
+    return RecordsConfig(shards=shards) if _holds_records(expand(shards)[0]) else WebDatasetConfig(shards=shards)
+
+
+def _holds_records(shard: str) -> bool:
+    """Whether one of the first samples of a tar is a record as `mllm data build` writes them."""
+    source = RecordsConfig(shards=shard, index="never").open(Storage())
+    return any(isinstance(source.read(entry), Record) for entry in islice(source.walk(0), _LOOKED_AT))
 
 
 def image_folder(path: str) -> str:

@@ -9,9 +9,10 @@ from data_pipelines.quota import Skip
 from data_pipelines.record import ByteRange, ImagePart, Part, Record, TextPart, Turn
 from data_pipelines.sources.filters import FieldFilter, refusal
 from data_pipelines.sources.json_object import json_object
+from data_pipelines.sources.shard_list import expand, identity
 from data_pipelines.sources.source import Entry
 from data_pipelines.sources.tar_samples import TarSample
-from data_pipelines.sources.tar_shards import TarShards, TarShardsConfig
+from data_pipelines.sources.tar_walk import UNTOLD, TarShardsConfig, TarWalk
 from data_pipelines.storage import Storage
 
 _TEXT_LIMIT = 1 << 24
@@ -35,7 +36,12 @@ class WebDatasetConfig(TarShardsConfig):
     """What the user says after the image; one is picked by the record's place. None: the image stands alone."""
 
     def open(self, storage: Storage) -> "WebDatasetSource":
-        """Lists the shards; see `TarShards`."""
+        """Lists the shards.
+
+        Raises:
+            FileNotFoundError: a pattern names no shard.
+            IndexUnusableError: an index is required and is not there.
+        """
         return WebDatasetSource(self, storage)
 
 
@@ -47,19 +53,19 @@ class _Found(NamedTuple):
     metadata: tuple[int, int] | None
 
 
-class WebDatasetSource(TarShards):
+class WebDatasetSource(TarWalk):
     """Walks headers and reads captions; images are only pointed at."""
 
     def __init__(self, config: WebDatasetConfig, storage: Storage) -> None:
-        super().__init__(config, storage)
+        super().__init__(expand(config.shards), storage, config.index, config.index_cache)
         self._config = config
         places = (config.caption,) if isinstance(config.caption, str) else config.caption
         self._captions = tuple((member, field) for member, _, field in (place.partition(":") for place in places))
 
     def fingerprint(self) -> dict[str, Any]:
-        described = super().fingerprint()
         # A run that has no filters goes on although it began before there were any.
-        return described if self._config.filters else {k: v for k, v in described.items() if k != "filters"}
+        left_out = UNTOLD if self._config.filters else UNTOLD | {"filters"}
+        return self._config.model_dump(mode="json", exclude=set(left_out)) | identity(self.shards, self._storage)
 
     def record(self, path: str, content: _Found, entry: Entry) -> Record | Skip:
         key = f"{path}:{content.key}"

@@ -13,7 +13,6 @@ from typing import Any
 from data_pipelines.config_class import Config
 from data_pipelines.quota import Skip
 from data_pipelines.record import Record
-from data_pipelines.sources.shard_list import expand, identity
 from data_pipelines.sources.source import Entry
 from data_pipelines.sources.tar_headers import Break, padded
 from data_pipelines.sources.tar_index import TarIndex
@@ -37,24 +36,24 @@ class TarShardsConfig(Config):
     """Folder of the indexes, as given to `mllm data index --cache`; null: beside the shards."""
 
 
-class TarShards(ABC):
-    """Walks samples; what a sample must hold and what its record is, each kind says."""
+UNTOLD = frozenset({"shards", "index", "index_cache"})
+"""What a fingerprint leaves out of a config: the shards are told by their identity, and indexes change nothing."""
 
-    def __init__(self, config: TarShardsConfig, storage: Storage) -> None:
-        """Lists the shards.
 
+class TarWalk(ABC):
+    """The entries of tar shards; what a sample must hold and what its record is, each kind says."""
+
+    def __init__(
+        self, shards: tuple[str, ...], storage: Storage, index: IndexUse = "auto", index_cache: str | None = None
+    ) -> None:
+        """
         Raises:
-            FileNotFoundError: a pattern names no shard.
             IndexUnusableError: an index is required and is not there.
         """
+        self.shards = shards
         self._storage = storage
-        self._described = config.model_dump(mode="json", exclude={"shards", "index", "index_cache"})
-        self.shards = expand(config.shards)
-        self._indexes = ShardIndexes(self.shards, config.index, config.index_cache, storage)
+        self._indexes = ShardIndexes(shards, index, index_cache, storage)
         self._walks = WalkCache()
-
-    def fingerprint(self) -> dict[str, Any]:
-        return self._described | identity(self.shards, self._storage)
 
     def count(self, shard: int) -> int | None:
         return None

@@ -1,0 +1,1 @@
+"""Turns sources of any kind into indexed shards of records."""
