@@ -10,8 +10,7 @@ from pydantic import Field, ValidationError
 
 from data_pipelines.config_class import Config
 from data_pipelines.lanes import LaneConfig, StreamConfig
-from data_pipelines.sources.choice import SourceConfig
-from data_pipelines.sources.preference_json import PreferenceJsonConfig
+from data_pipelines.sources.choice import HOLDS_PAIRS, SourceConfig
 from data_pipelines.storage import Storage
 from data_pipelines.transforms.templates import TEMPLATES
 from mllm_jax.checkpoint.checkpointer import CheckpointConfig
@@ -118,9 +117,9 @@ def _pair_problems(run: RunConfig) -> Iterator[tuple[KeyPath, str]]:
         for part, mixture in mixtures.items():
             for name, weight in mixture.items():
                 source = run.data.sources.get(name)
-                if weight and source is not None and not isinstance(source, PreferenceJsonConfig):
+                if weight and source is not None and not isinstance(source, HOLDS_PAIRS):
                     found = f"found a source of kind {source.kind}, but objective preference compares two answers"
-                    yield ("stages", index, *part, name), f"{found}; draw from sources of kind preference_json alone"
+                    yield ("stages", index, *part, name), f"{found}; draw from preference_json, or records of it"
 
 
 def _no_template(name: str) -> str:

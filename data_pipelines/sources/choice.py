@@ -19,6 +19,9 @@ SourceConfig = Annotated[
 ]
 """Each kind has `open(storage) -> Source`."""
 
+HOLDS_PAIRS = (PreferenceJsonConfig, RecordsConfig)
+"""Kinds whose records may be preference pairs."""
+
 _LOOKED_AT = 3
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from data_pipelines.quota import Skip
 from data_pipelines.record import ByteRange, TextPart
+from data_pipelines.sources.choice import source_of_path
 from data_pipelines.sources.json_index import load_index
 from data_pipelines.sources.source import records
-from data_pipelines.sources.webdataset import WebDatasetConfig
 from data_pipelines.storage import Storage
 from data_pipelines.tokenizers.training import TokenizerTrainingConfig, train_sentencepiece
 
@@ -38,11 +38,11 @@ def train_on_files(inputs: Sequence[str], output: str, config: TokenizerTraining
 
 
 def texts_of(path: str, skipped: Counter[str]) -> Iterator[str]:
-    """Yields the texts of a `.txt` file (its lines), of LLaVA `.json` or `.jsonl`, or of image-text tar shards."""
+    """Yields the texts of a `.txt` file (its lines), of LLaVA `.json` or `.jsonl`, or of tar shards."""
     if path.endswith((".json", ".jsonl")):
         yield from _conversation_texts(path, skipped)
     elif path.endswith(".tar") or os.path.isdir(path):
-        yield from _caption_texts(os.path.join(path, "*.tar") if os.path.isdir(path) else path, skipped)
+        yield from _tar_texts(path, skipped)
     else:
         with open(path, encoding="utf-8") as lines:
             yield from lines
@@ -60,8 +60,8 @@ def _conversation_texts(path: str, skipped: Counter[str]) -> Iterator[str]:
         yield from (turn.replace(IMAGE_MARK, "") for turn in turns if isinstance(turn, str))
 
 
-def _caption_texts(shards: str, skipped: Counter[str]) -> Iterator[str]:
-    for record in records(WebDatasetConfig(shards=shards).open(Storage())):
+def _tar_texts(path: str, skipped: Counter[str]) -> Iterator[str]:
+    for record in records(source_of_path(path).open(Storage())):
         if isinstance(record, Skip):
             skipped[record.cause] += 1
             continue

@@ -24,7 +24,7 @@ def render_preference(record: Record, render: Render, scored: bool = False) -> R
     if record.rejected is None:
         raise ValueError(
             f"{record.key} has one answer, but the stage's objective compares two. Draw from sources of kind "
-            "preference_json alone, or take another objective."
+            "preference_json, or records built from such, alone; or take another objective."
         )
     before, better = record.turns[:-1], record.turns[-1]
     asked = tuple(replace(turn, learn=False) for turn in before)

@@ -12,6 +12,7 @@ from data_pipelines.record import ByteRange, ImagePart, Record, TextPart, Turn
 from data_pipelines.sources.choice import source_of_path
 from data_pipelines.sources.llava_json import LlavaJsonSource
 from data_pipelines.sources.source import Entry, Source
+from data_pipelines.sources.webdataset import WebDatasetSource
 from data_pipelines.storage import Storage
 
 CAPTION, BOX, ANSWER = "caption", "box", "answer"
@@ -107,7 +108,7 @@ def images_of(turns: Sequence[Turn]) -> tuple[ImagePart, ...]:
 def _stated_kinds(source: Source, entry: Entry, storage: Storage, record: Record) -> list[str | None]:
     """The kind that the data gives each turn: the `kind` of the turn, else that of the whole entry."""
     if not isinstance(source, LlavaJsonSource):
-        return [CAPTION] * len(record.turns)
+        return [CAPTION if isinstance(source, WebDatasetSource) else None] * len(record.turns)
     value: dict[str, Any] = json.loads(storage.read_range(ByteRange(source.shards[entry.shard], *entry.content)))
     whole = value.get("kind")
     said = islice(value["conversations"], len(record.turns))

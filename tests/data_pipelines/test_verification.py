@@ -1,5 +1,6 @@
 """`mllm data verify` and what it is made of: every fault is found, told with its key, and read once."""
 
+import hashlib
 import io
 import json
 
@@ -96,3 +97,23 @@ def test_conversations_and_their_images_are_verified_too(tmp_path):
     (tmp_path / "00000_stats.json").write_text('{"successes": 3}')
     (report,) = verify([str(tmp_path / "chats.json")])
     assert report.records == 1 and sum(report.causes().values()) == 2 and not report.unfinished
+
+
+def test_shards_of_records_are_compared_with_their_manifest(tmp_path, capsys):
+    write_shards([*SAMPLES, BAD], tmp_path / "pairs")
+    built = tmp_path / "built"
+    assert main(["data", "build", str(tmp_path / "pairs"), str(built), "--samples-per-shard", "2"]) == 0
+    first, second, third = verify([str(built)])
+    assert first.whole and second.whole and (first.records, first.stated) == (2, 2)
+    assert third.causes() == {"image_corrupt": 1} and third.changed is None
+    # A caption of the same length: every record can still be read.
+    data = (built / "00000.tar").read_bytes()
+    (built / "00000.tar").write_bytes(data.replace("a côté 0".encode(), "a côté 9".encode()))
+    changed = verify_shard(built / "00000.tar")
+    assert changed.records == 2 and not changed.skips and not changed.whole
+    capsys.readouterr()
+    assert main(["data", "verify", str(built / "00000.tar")]) == 1
+    assert f"its SHA-256 is {hashlib.sha256((built / '00000.tar').read_bytes()).hexdigest()}" in capsys.readouterr().out
+    (built / "00001.tar").unlink()
+    assert main(["data", "verify", str(built)]) == 1
+    assert "1 of the 3 shards" in (told := capsys.readouterr().err) and "00001.tar" in told
