@@ -119,6 +119,11 @@ def test_a_wrong_value_is_told_where_what_and_what_is_allowed(run_file, override
         load_run(run_file, [override])
 
 
+def test_records_may_be_preference_pairs(run_file):
+    overrides = ["stages.align.objective={kind: preference}", "data.sources.pairs={kind: records, shards: built/*.tar}"]
+    assert load_run(run_file, overrides, check_paths=False).data.sources["pairs"].kind == "records"
+
+
 def test_all_problems_are_told_at_once_with_their_lines(run_file):
     run_file.write_text(
         run_file.read_text().replace("steps: 3", "steps: 0, stpes: 3").replace("lanes: 2", "lanes: zero")

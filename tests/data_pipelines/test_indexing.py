@@ -20,8 +20,8 @@ from data_pipelines.sources.tar_index_files import IndexUnusableError, index_pat
 from data_pipelines.sources.webdataset import WebDatasetConfig
 from data_pipelines.storage import Storage
 from mllm_jax.cli import main
-from tests.data_pipelines.sources.test_tar_index import tars
 from tests.support.processes import ROOT
+from tests.support.random_tars import tars
 from tests.support.tiny_stream import PREPARATION, stream_config, write_pairs
 
 

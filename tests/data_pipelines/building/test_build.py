@@ -15,6 +15,7 @@ from data_pipelines.building.build import SKIPPED, build
 from data_pipelines.building.job import WORK, BuildConfig
 from data_pipelines.building.manifest import MANIFEST
 from data_pipelines.building.processes import in_processes
+from data_pipelines.loader import Loader
 from data_pipelines.quota import Skip
 from data_pipelines.record import Record
 from data_pipelines.sources.llava_json import LlavaJsonConfig
@@ -24,11 +25,9 @@ from data_pipelines.sources.source import records
 from data_pipelines.sources.webdataset import WebDatasetConfig
 from data_pipelines.storage import Storage
 from mllm_jax.cli import main
-from tests.data_pipelines.sources.test_records import seen
 from tests.support.processes import ROOT
-from tests.support.tiny_stream import pair, tar_bytes, write_pairs
-
-STATED = {"name", "records", "bytes", "sha256"}
+from tests.support.seen_records import seen
+from tests.support.tiny_stream import PREPARATION, pair, stream_config, tar_bytes, write_pairs
 
 
 def said(*texts: str) -> list[dict]:
@@ -100,6 +99,21 @@ def test_what_is_built_is_read_back_and_the_rest_is_told(tmp_path, source_in):
     assert (built.records, built.shards) == (len(good), len(good)) and good and bad
     skipped = [Skip(**json.loads(line)) for line in (out / SKIPPED).read_text().splitlines()]
     assert skipped == bad and sum(built.skipped.values()) == len(bad)
+
+
+def test_a_stream_of_what_was_built_stops_and_goes_on(tmp_path):
+    out = str(tmp_path / "out")
+    build(BuildConfig(source=write_pairs(tmp_path, [9, 14]), output=out, samples_per_shard=5))
+    source = RecordsConfig(shards=f"{out}/*.tar")
+
+    def batches(steps, position=None):
+        with Loader(stream_config(), {"pairs": source}, PREPARATION, rows=2, position=position) as loader:
+            loaded = [next(loader) for _ in range(steps)]
+        return [each.report.keys for each in loaded], loaded[-1].position.to_json()
+
+    whole, _ = batches(6)
+    begun, position = batches(2)
+    assert begun + batches(4, json.loads(json.dumps(position)))[0] == whole
 
 
 def content(folder: Path) -> dict[str, bytes]:

@@ -16,6 +16,7 @@ from data_pipelines.sources.record_json import members_of
 from data_pipelines.sources.records import RecordsConfig
 from data_pipelines.sources.source import records
 from data_pipelines.storage import Storage
+from tests.support.seen_records import seen
 from tests.support.tiny_stream import tar_bytes
 
 PIXELS = b"\xff\xd8\xffone\x89PNGtwo"
@@ -35,15 +36,6 @@ RECORDS = st.builds(
 
 def read_pixels(place: ByteRange) -> bytes:
     return PIXELS[place.offset :][: place.length]
-
-
-def seen(record, read):
-    """A record without its key, and with the bytes of its images for their places."""
-    turns = [
-        (turn.role, turn.learn, [read(part.source) if isinstance(part, ImagePart) else part for part in turn.parts])
-        for turn in (*record.turns, *filter(None, [record.rejected]))
-    ]
-    return turns, record.rejected is None, record.reference
 
 
 @settings(max_examples=100, deadline=None)
