@@ -60,7 +60,7 @@ def claimed(config: BuildConfig, source: Source) -> Iterator[dict[str, Any] | No
     begun = read_json(config.work / _DESCRIPTION)
     if begun is not None:
         _compare(output, begun, job)
-    elif output.is_dir() and any(output.iterdir()):
+    elif output.is_dir() and any(each.name != WORK for each in output.iterdir()):
         raise ValueError(f"{output} is not empty and holds no build to go on with; give a folder of its own")
     config.work.mkdir(parents=True, exist_ok=True)
     with _locked(config.work / "lock", output):
