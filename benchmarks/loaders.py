@@ -98,7 +98,7 @@ def ours_raw(shards: list[str], workers: int) -> Iterator[int]:
     while True:
         for record in records(WebDatasetConfig(shards=tuple(shards)).open(storage)):
             if isinstance(record, Record) and isinstance(image := record.turns[0].parts[0], ImagePart):
-                storage.read_range(image.source)
+                storage.read_image(image.source)
                 yield 1
 
 

@@ -284,7 +284,7 @@ class Loader:
 
     def _pixels(self, rendered: RenderedRecord, image: int) -> np.ndarray:
         """The pixels of a record's image: u8[S, H, W, 3], as many as it takes slots."""
-        data = self._storage.read_range(rendered.images[image].source)
+        data = self._storage.read_image(rendered.images[image].source)
         if self._preparation.tiled is None:
             return self._preparation.decode(data)[None]
         return self._preparation.tiled.decode(data, rendered.layouts[image])

@@ -23,6 +23,19 @@ class ByteRange:
 
 
 @dataclass(frozen=True, slots=True)
+class ImageBytes:
+    """Encoded bytes of an image that is no range of a file, such as one in base64 or in a compressed column.
+
+    They stay in memory until their record's row is decoded; a lane's state never holds them.
+    """
+
+    data: bytes
+
+
+ImageSource = ByteRange | ImageBytes
+
+
+@dataclass(frozen=True, slots=True)
 class TextPart:
     text: str
 
@@ -31,7 +44,7 @@ class TextPart:
 class ImagePart:
     """An encoded image (JPEG, PNG, WebP ...) that is decoded only after its row is packed."""
 
-    source: ByteRange
+    source: ImageSource
 
 
 Part = TextPart | ImagePart

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import fsspec
 
 from data_pipelines.file_version import local_version, remote_version
-from data_pipelines.record import ByteRange
+from data_pipelines.record import ByteRange, ImageBytes, ImageSource
 
 _PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 Result = TypeVar("Result")
@@ -68,6 +68,15 @@ class Storage:
                 "the file changed while it was being read"
             )
         return data
+
+    def read_image(self, source: ImageSource, limit: int | None = None) -> bytes:
+        """Returns the encoded bytes of an image, or the first `limit` of them; raises OSError as `read_range`."""
+        if isinstance(source, ImageBytes):
+            return source.data[:limit]
+        if limit is None:
+            return self.read_range(source)
+        length = limit if source.length is None else min(source.length, limit)
+        return self.read(source.path, source.offset, length)
 
     def close(self) -> None:
         """Lets go of every open file."""

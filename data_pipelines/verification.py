@@ -146,7 +146,7 @@ def _undecodable(record: Record, decode: Callable[[bytes], np.ndarray], storage:
     for part in (part for turn in record.turns for part in turn.parts):
         if isinstance(part, ImagePart):
             try:
-                decode(storage.read_range(part.source))
+                decode(storage.read_image(part.source))
             except ImageError as error:
                 return Skip(f"image_{error.cause}", record.key, error.detail)
     return None

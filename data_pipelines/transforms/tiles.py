@@ -58,9 +58,8 @@ class TiledImages:
             ImageError: the header is damaged, of no known format, or of too large an image.
         """
         place = image.source
-        length = HEADER_BYTES if place.length is None else min(place.length, HEADER_BYTES)
-        beginning = self._storage.read(place.path, place.offset, length)
-        height, width = upright_size(beginning, lambda: self._storage.read_range(place))
+        beginning = self._storage.read_image(place, HEADER_BYTES)
+        height, width = upright_size(beginning, lambda: self._storage.read_image(place))
         if height * width > self._transform.max_pixels:
             detail = f"{width} x {height} takes {height * width} of {self._transform.max_pixels} pixels"
             raise ImageError("too_large", detail)

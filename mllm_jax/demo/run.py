@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 from rich.console import Console
 
+from data_pipelines.record import ByteRange
 from mllm_jax.assemble import train
 from mllm_jax.config import load_run
 from mllm_jax.demo.dataset import DatasetConfig, DemoData, scenes, write_dataset
@@ -133,7 +134,9 @@ def _export(loaded: LoadedModel, folder: DemoFolder) -> None:
 def _draw_samples(evaluation: Evaluation, data: DemoData, folder: DemoFolder) -> list[Path]:
     by_image: dict[str, list[Asked]] = defaultdict(list)
     for asked in evaluation.asked:
-        by_image[asked.question.images[0].source.path].append(asked)
+        source = asked.question.images[0].source
+        assert isinstance(source, ByteRange), "the demo's held-out images are files"
+        by_image[source.path].append(asked)
     telling = (image for image, answers in by_image.items() if len(answers) >= 5)
     folder.samples.mkdir(parents=True, exist_ok=True)
     pictures = []

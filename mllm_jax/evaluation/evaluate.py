@@ -152,7 +152,7 @@ def _ready(
         if isinstance(item, Skip):
             skipped[item.cause] += 1
             continue
-        contents = {image: storage.read_range(image.source) for image in item.images}
+        contents = {image: storage.read_image(image.source) for image in item.images}
         try:
             ready = _prepared(answerer, item, contents)
         except ImageError as error:

@@ -112,7 +112,7 @@ class Answerer:
         return self._decoded(self._read(image), None if self._tiled is None else self._tiled.layout(image))
 
     def _read(self, image: ImagePart) -> bytes:
-        return self._storage.read_range(image.source)
+        return self._storage.read_image(image.source)
 
     def _decoded(self, data: bytes, layout: ImageLayout | None) -> np.ndarray:
         if self._tiled is None or layout is None:

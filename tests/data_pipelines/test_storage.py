@@ -1,7 +1,7 @@
 import pytest
 
 from data_pipelines import storage
-from data_pipelines.record import ByteRange
+from data_pipelines.record import ByteRange, ImageBytes
 from data_pipelines.storage import Storage
 
 
@@ -72,3 +72,11 @@ def test_more_files_than_may_stay_open(tmp_path):
         (tmp_path / str(number)).write_bytes(b"%d" % number)
     for number in [*range(5), *range(5)]:
         assert store.read(str(tmp_path / str(number)), 0, 9) == b"%d" % number
+
+
+def test_an_image_is_a_range_of_a_file_or_bytes_at_hand_and_its_beginning_can_be_read_alone(tmp_path):
+    (tmp_path / "file").write_bytes(b"0123456789")
+    sources = ByteRange(str(tmp_path / "file"), 2, 6), ByteRange(str(tmp_path / "file"), 2), ImageBytes(b"234567")
+    assert [Storage().read_image(source) for source in sources] == [b"234567", b"23456789", b"234567"]
+    assert {Storage().read_image(source, 3) for source in sources} == {b"234"}
+    assert Storage().read_image(sources[0], 100) == b"234567"
