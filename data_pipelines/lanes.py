@@ -12,7 +12,7 @@ from data_pipelines.config_class import Config
 from data_pipelines.mixture import choose
 from data_pipelines.packing import Overlong, Packer, Segment, fit
 from data_pipelines.permutation import seed_of
-from data_pipelines.quota import Skip, Tally, check_quota
+from data_pipelines.quota import CUT, Skip, Tally, check_quota
 from data_pipelines.record import Record
 from data_pipelines.rendered import RenderedRecord, RenderError
 from data_pipelines.source_stream import Deal, SourceStream
@@ -39,7 +39,8 @@ class LaneConfig(Config):
     open_rows: int = Field(default=16, gt=0)
     """Rows' worth of records, a lane, among which the packer chooses; more fill rows better."""
     overlong: Overlong = "drop"
-    """What happens to a record longer than a row: dropped, or the text behind its last image cut."""
+    """What happens to a record longer than a row: it is dropped, or the text behind its last image is cut (`cut`), or it
+    ends before its first image that does not fit (`cut_images`). All are counted."""
     skip_quota: float = Field(default=0.01, ge=0, le=1)
     """Share of records that may be bad before the run stops."""
     unfit_quota: float = Field(default=0.25, ge=0, le=1)
@@ -147,17 +148,22 @@ class Lane:
             entry = next(self._streams[chosen])
             self.tally.seen += 1
             self._met[chosen] += 1
-            segment = self._segment(chosen, entry)
+            left_out: list[Skip] = []
+            segment = self._segment(chosen, entry, left_out)
+            for part in left_out:
+                self._skip(part)
             if isinstance(segment, Segment):
                 self._counts[chosen] += 1
                 return segment
             self._skip(segment)
             self._refuse_fruitlessness(chosen)
 
-    def _segment(self, source: int, entry: Entry) -> Segment | Skip:
+    def _segment(self, source: int, entry: Entry, left_out: list[Skip]) -> Segment | Skip:
+        """The segment of an entry, or why there is none; what is left out of its record is added to `left_out`."""
         record = self._sources[source].read(entry)
         if isinstance(record, Skip):
             return record
+        left_out.extend(record.left_out)
         config = self._config
         try:
             whole = self._render(record)
@@ -166,7 +172,13 @@ class Lane:
         except ImageError as error:
             return Skip(f"image_{error.cause}", record.key, error.detail)
         rendered = fit(whole, config.row_length, config.images_per_row, self._image_tokens, config.overlong)
-        return rendered if isinstance(rendered, Skip) else Segment(rendered, source, entry.shard, entry.place)
+        if isinstance(rendered, Skip):
+            return rendered
+        if rendered.length < whole.length:
+            images = len(whole.images) - len(rendered.images)
+            cut = f"{whole.length - rendered.length} of {whole.length} tokens and {images} images are cut off"
+            left_out.append(Skip(CUT, record.key, cut))
+        return Segment(rendered, source, entry.shard, entry.place)
 
     def _skip(self, skip: Skip) -> None:
         self._skips.append(skip)
@@ -185,7 +197,7 @@ class Lane:
     def _restore_waiting(self, numbers: list[int]) -> None:
         """Reads the records again that waited for a row when the state was taken."""
         for source, shard, place, tokens in zip(*(numbers[column::4] for column in range(4)), strict=True):
-            segment = self._segment(source, self._sources[source].locate(shard, place))
+            segment = self._segment(source, self._sources[source].locate(shard, place), left_out=[])
             if isinstance(segment, Skip) or segment.tokens != tokens:
                 found = segment.detail if isinstance(segment, Skip) else f"{segment.tokens} tokens"
                 raise ValueError(

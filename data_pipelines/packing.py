@@ -1,13 +1,16 @@
 """Packs segments into rows of fixed length by their token counts and image slots, before any image is decoded."""
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
+
 from data_pipelines.quota import Skip
 from data_pipelines.rendered import RenderedRecord
 
-Overlong = Literal["drop", "cut"]
+Overlong = Literal["drop", "cut", "cut_images"]
 
 WAITING_LIMIT = 2000
 """Segments that wait at most, however short they are: a lane's state names each of them."""
@@ -122,11 +125,14 @@ def fit(
     """Returns a record that fits an empty row, or why it cannot.
 
     With `overlong` "cut" the text behind the last image is cut at the row's end, if a supervised token is left before
-    it; an image's tokens are never cut, nor are the answers of a preference pair.
+    it. With "cut_images" a record ends before its first image that the row has no place for, or at the row's end, and
+    then with its last supervised token. An image's tokens are never cut, nor are the answers of a preference pair.
 
     Args:
         image_tokens: of an image that has no layout of its own.
     """
+    if overlong == "cut_images" and rendered.rejected is None:
+        rendered = _cut_with_images(rendered, row_length, images_per_row, image_tokens)
     if rendered.slots > images_per_row:
         tiles = f" of {rendered.slots} tiles" if rendered.layouts else ""
         detail = f"{len(rendered.images)} images{tiles} where a row has {images_per_row}"
@@ -147,3 +153,35 @@ def fit(
     if not all(segment.supervised[1:].any() for segment in rendered.segments):
         return Skip("nothing_supervised", rendered.key, "no token that the loss would cover")
     return rendered
+
+
+def _cut_with_images(
+    rendered: RenderedRecord, row_length: int, images_per_row: int, image_tokens: int
+) -> RenderedRecord:
+    """Returns a record up to the last supervised token that stands in a row, before the first image that does not.
+
+    It stays whole where all of it fits, or where there is no such token.
+    """
+    end, slots = min(row_length, len(rendered.tokens)), 0
+    for number, start in enumerate(rendered.image_starts):
+        layout = rendered.layouts[number] if rendered.layouts else None
+        slots += 1 if layout is None else layout.slots
+        length = image_tokens if layout is None else len(layout.index)
+        if start + length > row_length or slots > images_per_row:
+            end = min(end, start)
+            break
+    learned = np.flatnonzero(rendered.supervised[1:end])
+    if end == len(rendered.tokens) or not len(learned):
+        return rendered
+    length = int(learned[-1]) + 2
+    images = bisect_left(rendered.image_starts, length)
+    return replace(
+        rendered,
+        tokens=rendered.tokens[:length],
+        supervised=rendered.supervised[:length],
+        in_answer=rendered.in_answer[:length],
+        image_starts=rendered.image_starts[:images],
+        images=rendered.images[:images],
+        layouts=rendered.layouts[:images],
+        instructions=rendered.instructions[:images],
+    )

@@ -12,7 +12,10 @@ UNFIT_CAUSES = frozenset({"too_long", "too_many_images"})
 """Causes that say a good record does not fit a row: they have a quota of their own."""
 
 FILTERED = "filtered_"
-"""Begins the causes that say a good record is not wanted: no quota counts them."""
+"""Begins the causes that say a good record, or a part of one, is not wanted: no quota counts them."""
+
+CUT = f"{FILTERED}tail"
+"""Cause of what is cut off a record that is longer than a row."""
 
 QUOTA_FLOOR = 500
 """Records over which a share is measured at least, so that one bad record among the first ten stops nothing."""
@@ -79,7 +82,8 @@ def check_quota(tallies: Iterable[Tally], skip_quota: float, unfit_quota: float)
     if unfit.total() > unfit_quota * measured:
         raise QuotaExceededError(
             f"{unfit.total()} of {seen} records do not fit a row ({_table(unfit)}), more than unfit_quota = "
-            f"{unfit_quota:g} allows. Raise row_length or images_per_row, set overlong to cut, or raise unfit_quota."
+            f"{unfit_quota:g} allows. Raise row_length or images_per_row, set overlong to cut or cut_images, or raise "
+            "unfit_quota."
         )
 
 

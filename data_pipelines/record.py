@@ -7,6 +7,8 @@ alignment and instruction tuning.
 from dataclasses import dataclass
 from typing import Literal
 
+from data_pipelines.quota import Skip
+
 Role = Literal["system", "user", "assistant"]
 
 
@@ -38,6 +40,8 @@ ImageSource = ByteRange | ImageBytes
 @dataclass(frozen=True, slots=True)
 class TextPart:
     text: str
+    learn: bool = True
+    """Whether the loss covers it, in a turn that is learned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,3 +83,6 @@ class Record:
     """Of a preference pair, the answer that is worse than the last turn; None: the record is no pair."""
     reference: ReferenceScores | None = None
     """Of a preference pair that a reference model has scored."""
+    left_out: tuple[Skip, ...] = ()
+    """What the record's place holds besides and is not wanted, such as images that a filter refuses; counted when the
+    record is met."""

@@ -31,6 +31,8 @@ class _Span:
     """Whether it belongs to an assistant's content or its end of turn."""
     of_image: bool = False
     """Whether it is an image or stands around one, so that it is never learned."""
+    learn: bool = True
+    """Whether it is learned in a turn that is; no image ever is."""
 
 
 def render(
@@ -138,25 +140,25 @@ def _answer(turn: Turn, template: ChatTemplate) -> Iterator[_Span]:
     contents = list(_contents(turn.parts, template, images_only=False))
     texts = [_Span(answer.lead), *contents, _Span(answer.tail)] if contents else []
     for index, span in enumerate(span for span in (*texts, *(_Span(piece) for piece in answer.end)) if span.value):
-        learned = turn.learn and not span.of_image
+        learned = turn.learn and span.learn and not span.of_image
         yield replace(span, supervised=learned, opens_answer=index == 0, in_answer=True)
     yield from _literals(answer.after)
 
 
 def _contents(parts: Sequence[Part], template: ChatTemplate, *, images_only: bool) -> Iterator[_Span]:
-    values = [part.text.strip() if isinstance(part, TextPart) else part for part in parts]
-    if images_only:
-        values = [value for value in values if isinstance(value, ImagePart)]
-    around, separator, after_image = template.image, "" if images_only else template.separator, False
-    for index, value in enumerate(value for value in values if value):
+    kept = [part for part in parts if isinstance(part, ImagePart) or (not images_only and part.text.strip())]
+    around, separator = template.image, "" if images_only else template.separator
+    after_image, learn = False, True
+    for index, part in enumerate(kept):
         if index and separator:
-            yield _Span(separator)
-        if isinstance(value, ImagePart):
+            yield _Span(separator, learn=learn)
+        if isinstance(part, ImagePart):
             before = () if after_image and around.joined and not separator else around.before
-            yield from (_Span(piece, of_image=True) for piece in (*before, value, *around.after))
+            yield from (_Span(piece, of_image=True) for piece in (*before, part, *around.after))
+            after_image = learn = True
         else:
-            yield _Span(around.lead + value if after_image else value)
-        after_image = isinstance(value, ImagePart)
+            yield _Span((around.lead if after_image else "") + part.text.strip(), learn=part.learn)
+            after_image, learn = False, part.learn
 
 
 def _text(turn: Turn) -> str:

@@ -134,6 +134,9 @@ PLAIN = ChatTemplate(
 )
 """LLaVA's alignment stage: the image, then its caption and a newline; what the user says is not used."""
 
+DOCUMENT = PLAIN.model_copy(update={"name": "document", "assistant": AnswerFormat(end=(EOS,))})
+"""Interleaved documents, and pairs beside them: each text as it is, images where they stand in it, the end token."""
+
 VICUNA_V1 = ChatTemplate(
     name="vicuna_v1",
     start=(BOS,),
@@ -255,7 +258,7 @@ MISTRAL = ChatTemplate(
 TEMPLATES: dict[str, ChatTemplate] = {
     template.name: template
     for template in (
-        *(PLAIN, VICUNA_V1, LLAMA2, LLAMA3, CHATML, INTERNVL, IDEFICS2, IDEFICS3, SMOLVLM, QWEN2_VL),
+        *(PLAIN, DOCUMENT, VICUNA_V1, LLAMA2, LLAMA3, CHATML, INTERNVL, IDEFICS2, IDEFICS3, SMOLVLM, QWEN2_VL),
         *(GEMMA, PALIGEMMA, PHI3, MISTRAL),
     )
 }

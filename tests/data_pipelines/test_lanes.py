@@ -1,5 +1,6 @@
 import json
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -7,7 +8,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from data_pipelines.lanes import Lane
-from data_pipelines.quota import QuotaExceededError
+from data_pipelines.quota import QuotaExceededError, Skip
 from data_pipelines.rendered import RenderError
 from data_pipelines.sources.webdataset import WebDatasetConfig
 from data_pipelines.storage import Storage
@@ -148,3 +149,29 @@ def test_a_record_that_the_template_cannot_express_is_skipped_and_counted(source
     met = [segment.rendered.key for _ in range(10) for segment in lane.next_row()]
     assert met and all(int(key[-1]) % 2 == 0 for key in met)
     assert lane.tally.skipped["token_boundary"] > 0
+
+
+def test_what_is_left_out_of_a_record_is_counted_once_and_stops_nothing(sources):
+    """Images that a source leaves out, and what is cut off: also over a restart, which reads what waits again."""
+    config = stream_config(skip_quota=0.0, unfit_quota=0.0, overlong="cut", row_length=12)
+    unwanted = Skip("filtered_similarity", "key#image", "0.1 is below 0.2")
+
+    class LeavingOut:
+        def __init__(self, source):
+            self.source = source
+
+        def read(self, entry):
+            return replace(self.source.read(entry), left_out=(unwanted,) * 2)
+
+        def __getattr__(self, name):
+            return getattr(self.source, name)
+
+    wrapped = {name: LeavingOut(source) for name, source in sources.items()}
+    lane = open_lane(0, config, wrapped)
+    for _ in range(10):
+        lane.next_row()
+    assert lane.tally.skipped["filtered_similarity"] == 2 * lane.tally.seen
+    assert lane.tally.skipped["filtered_tail"] > 0
+    assert {skip.cause for skip in lane.take_skips()} == {"filtered_similarity", "filtered_tail"}
+    again = open_lane(0, config, wrapped, json.loads(json.dumps(lane.state())))
+    assert again.tally == lane.tally and not again.take_skips()

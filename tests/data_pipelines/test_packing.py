@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -6,7 +8,7 @@ from hypothesis import strategies as st
 from data_pipelines.packing import WAITING_LIMIT, Packer, Segment, fit, fullest
 from data_pipelines.quota import Skip
 from data_pipelines.record import ByteRange, ImagePart
-from data_pipelines.rendered import RenderedRecord
+from data_pipelines.rendered import ImageLayout, RenderedRecord
 
 PICTURE = ImagePart(ByteRange("picture.png"))
 
@@ -110,3 +112,56 @@ def test_text_behind_the_last_image_is_cut_if_asked():
 @pytest.mark.parametrize("record", [rendered(30, images=2, image_tokens=12), rendered(30, learned_from=25)])
 def test_an_image_is_never_cut_and_no_record_is_left_without_an_answer(record):
     assert fit(record, 20, 2, 12, "cut").cause == "too_long"
+
+
+def document(*pieces, image_tokens=3):
+    """A record of texts (their lengths) and images (None), all text learned."""
+    learned, starts = [False], []
+    for piece in pieces:
+        if piece is None:
+            starts.append(len(learned))
+        learned += [piece is not None] * (image_tokens if piece is None else piece)
+    marks = np.array(learned)
+    tokens = np.arange(len(learned), dtype=np.int32)
+    return RenderedRecord("a:b", tokens, marks, marks, tuple(starts), (PICTURE,) * len(starts))
+
+
+@pytest.mark.parametrize(
+    ("pieces", "length", "images"),
+    [
+        ((4, None, 4, None, 4), 19, 2),  # It fits.
+        ((4, None, 9, None, 4), 17, 1),  # The second image does not fit whole.
+        ((4, None, 4, None, 2, None, 2), 17, 2),  # A third image has no slot.
+        ((4, None, 30, None, 4), 20, 1),  # The text before the second image is cut.
+        ((15, None, None, 5), 16, 0),  # No text would follow the first image.
+        ((40, None), 20, 0),
+    ],
+)
+def test_a_document_ends_before_its_first_image_that_does_not_fit_if_asked(pieces, length, images):
+    cut = fit(document(*pieces), 20, 2, 3, "cut_images")
+    assert (len(cut.tokens), len(cut.supervised), len(cut.in_answer)) == (length,) * 3
+    assert len(cut.images) == len(cut.image_starts) == images
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    pieces=st.lists(st.one_of(st.none(), st.integers(1, 12)), min_size=1, max_size=9),
+    row_length=st.integers(4, 40),
+    slots=st.integers(0, 3),
+    tiled=st.booleans(),
+)
+def test_what_is_cut_is_a_prefix_with_whole_images(pieces, row_length, slots, tiled):
+    whole = document(*pieces)
+    if tiled:
+        layout = ImageLayout(2, np.arange(3, dtype=np.int32))
+        whole = replace(whole, layouts=(layout,) * len(whole.images))
+    cut = fit(whole, row_length, slots, 3, "cut_images")
+    if isinstance(cut, Skip):
+        first = whole.image_starts[0] if whole.image_starts else len(whole.tokens)
+        assert not whole.supervised[1 : min(first, row_length)].any()
+        return
+    assert cut.length <= row_length and cut.slots <= slots and cut.supervised[1:].any()
+    assert cut.tokens.tolist() == whole.tokens[: len(cut.tokens)].tolist()
+    assert cut.image_starts == whole.image_starts[: len(cut.images)]
+    assert all(start + 3 <= len(cut.tokens) for start in cut.image_starts)
+    assert not any(start < len(cut.tokens) for start in whole.image_starts[len(cut.images) :])
