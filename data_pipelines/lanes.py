@@ -39,8 +39,8 @@ class LaneConfig(Config):
     open_rows: int = Field(default=16, gt=0)
     """Rows' worth of records, a lane, among which the packer chooses; more fill rows better."""
     overlong: Overlong = "drop"
-    """What happens to a record longer than a row: it is dropped, or the text behind its last image is cut (`cut`), or it
-    ends before its first image that does not fit (`cut_images`). All are counted."""
+    """What happens to a record longer than a row: dropped; the text behind its last image cut (`cut`); or ended before
+    its first image that does not fit (`cut_images`). All are counted."""
     skip_quota: float = Field(default=0.01, ge=0, le=1)
     """Share of records that may be bad before the run stops."""
     unfit_quota: float = Field(default=0.25, ge=0, le=1)

@@ -8,6 +8,8 @@ from pydantic import Field
 
 from data_pipelines.record import Record
 from data_pipelines.sources.llava_json import LlavaJsonConfig
+from data_pipelines.sources.mmc4 import Mmc4Config
+from data_pipelines.sources.obelics import ObelicsConfig
 from data_pipelines.sources.preference_json import PreferenceJsonConfig
 from data_pipelines.sources.records import RecordsConfig
 from data_pipelines.sources.shard_list import expand
@@ -15,7 +17,8 @@ from data_pipelines.sources.webdataset import WebDatasetConfig
 from data_pipelines.storage import Storage
 
 SourceConfig = Annotated[
-    WebDatasetConfig | LlavaJsonConfig | PreferenceJsonConfig | RecordsConfig, Field(discriminator="kind")
+    WebDatasetConfig | LlavaJsonConfig | PreferenceJsonConfig | RecordsConfig | Mmc4Config | ObelicsConfig,
+    Field(discriminator="kind"),
 ]
 """Each kind has `open(storage) -> Source`."""
 

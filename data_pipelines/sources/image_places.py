@@ -88,5 +88,16 @@ class NoImages:
         return Skip("missing_image", key, f"image {name!r}, but the source sets neither images nor image_shards")
 
 
+def open_images(folder: str | None, shards: tuple[str, ...], storage: Storage) -> ImagePlaces:
+    """Finds images in a folder, else in tars, else nowhere.
+
+    Raises:
+        FileNotFoundError: the folder is not there.
+    """
+    if folder is not None:
+        return FolderImages(folder, storage)
+    return TarImages(shards, storage) if shards else NoImages()
+
+
 def _digest(name: str) -> int:
     return int.from_bytes(hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")

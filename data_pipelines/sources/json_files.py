@@ -10,7 +10,7 @@ from pydantic import model_validator
 from data_pipelines.config_class import Config
 from data_pipelines.quota import Skip
 from data_pipelines.record import ByteRange, ImagePart, Record
-from data_pipelines.sources.image_places import FolderImages, ImagePlaces, NoImages, TarImages
+from data_pipelines.sources.image_places import open_images
 from data_pipelines.sources.json_index import RECORD_LIMIT, load_index
 from data_pipelines.sources.json_object import json_object
 from data_pipelines.sources.shard_list import expand, identity
@@ -50,7 +50,7 @@ class JsonFiles(ABC):
         self._storage = storage
         self.shards = expand(config.files, "files")
         self._image_shards = expand(config.image_shards, "image_shards") if config.image_shards else ()
-        self._places = self._open_images()
+        self._places = open_images(config.images, self._image_shards, storage)
         self._spans: list[np.ndarray] = [load_index(path, storage, config.index_cache) for path in self.shards]
 
     def fingerprint(self) -> dict[str, Any]:
@@ -101,8 +101,3 @@ class JsonFiles(ABC):
                 return found
             images.append(ImagePart(found))
         return images
-
-    def _open_images(self) -> ImagePlaces:
-        if self._config.images is not None:
-            return FolderImages(self._config.images, self._storage)
-        return TarImages(self._image_shards, self._storage) if self._image_shards else NoImages()
