@@ -13,11 +13,18 @@ from data_pipelines.sources.obelics import ObelicsConfig
 from data_pipelines.sources.preference_json import PreferenceJsonConfig
 from data_pipelines.sources.records import RecordsConfig
 from data_pipelines.sources.shard_list import expand
+from data_pipelines.sources.tfds import TfdsConfig
 from data_pipelines.sources.webdataset import WebDatasetConfig
 from data_pipelines.storage import Storage
 
 SourceConfig = Annotated[
-    WebDatasetConfig | LlavaJsonConfig | PreferenceJsonConfig | RecordsConfig | Mmc4Config | ObelicsConfig,
+    WebDatasetConfig
+    | LlavaJsonConfig
+    | PreferenceJsonConfig
+    | RecordsConfig
+    | Mmc4Config
+    | ObelicsConfig
+    | TfdsConfig,
     Field(discriminator="kind"),
 ]
 """Each kind has `open(storage) -> Source`."""
