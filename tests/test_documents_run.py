@@ -64,26 +64,26 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run_file(folder: Path, *changes: str) -> RunConfig:
+def run_file(folder: Path) -> RunConfig:
     """The page's run file, in a tiny twin and on the data of the folder."""
     block = BLOCKS[0]
-    documents = block["data"]["sources"]["documents"] | {"files": f"{folder}/mmc4.tar"}
-    sources = {"documents": documents, "pairs": {"kind": "webdataset", "shards": f"{folder}/shards/*.tar"}}
-    (stage,) = block["stages"]
-    short = stage | {"row_length": 48, "rows": 4, "steps": STEPS}
+    written = folder / "run.yaml"
+    written.write_text(yaml.safe_dump(block | {"extends": str(ROOT / "configs" / block["extends"])}))
     encoder = {"image_size": [8, 8], "patch_size": 4, "width": 16, "layers": 1, "heads": 2, "feed_forward_width": 16}
-    return load_run(
-        ROOT / "configs" / "flamingo_3b.yaml",
-        [
-            "variant=tiny",
-            f"output={folder}/run",
-            f"model.encoder.architecture={json.dumps(encoder)}",
-            f"model.tokenizer={folder}/tokenizer",
-            f"data={json.dumps(block['data'] | {'sources': sources, 'lanes': 2, 'skip_quota': 0.2})}",
-            *(f"stages.pretrain.{name}={json.dumps(value)}" for name, value in short.items()),
-            *changes,
-        ],
-    )
+    changes = {
+        "variant": "tiny",
+        "output": f"{folder}/run",
+        "model.encoder.architecture": encoder,
+        "model.tokenizer": f"{folder}/tokenizer",
+        "data.lanes": 2,
+        "data.skip_quota": 0.2,
+        "data.sources.documents.files": f"{folder}/mmc4.tar",
+        "data.sources.pairs.shards": f"{folder}/shards/*.tar",
+        "stages.pretrain.row_length": 48,
+        "stages.pretrain.rows": 4,
+        "stages.pretrain.steps": STEPS,
+    }
+    return load_run(written, [f"{name}={json.dumps(value)}" for name, value in changes.items()])
 
 
 def test_supervised_are_the_texts_and_the_end_and_images_stand_where_the_document_says(folder: Path) -> None:
