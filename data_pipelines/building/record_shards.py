@@ -120,6 +120,6 @@ def _members(config: BuildConfig, layout: Layout, source: Source, storage: Stora
 
 def _read(record: Record, storage: Storage) -> Iterator[tuple[str, bytes]]:
     try:
-        yield from members_of(record, storage.read_range)
+        yield from members_of(record, storage.read_image)
     except OSError as error:
         raise OSError(f"{record.key}: {error}") from error

@@ -18,13 +18,7 @@ from data_pipelines.sources.webdataset import WebDatasetConfig
 from data_pipelines.storage import Storage
 
 SourceConfig = Annotated[
-    WebDatasetConfig
-    | LlavaJsonConfig
-    | PreferenceJsonConfig
-    | RecordsConfig
-    | Mmc4Config
-    | ObelicsConfig
-    | TfdsConfig,
+    WebDatasetConfig | LlavaJsonConfig | PreferenceJsonConfig | RecordsConfig | Mmc4Config | ObelicsConfig | TfdsConfig,
     Field(discriminator="kind"),
 ]
 """Each kind has `open(storage) -> Source`."""

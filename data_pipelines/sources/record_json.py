@@ -12,7 +12,7 @@ from functools import cache
 from pydantic import TypeAdapter, ValidationError
 
 from data_pipelines.quota import Skip
-from data_pipelines.record import ByteRange, ImagePart, Part, Record, Turn
+from data_pipelines.record import ByteRange, ImagePart, ImageSource, Part, Record, Turn
 
 JSON = "json"
 """Extension of the member that is the record."""
@@ -21,13 +21,13 @@ _BEGINNINGS = {b"\xff\xd8\xff": "jpg", b"\x89PNG": "png", b"GIF8": "gif", b"BM":
 _UNKNOWN = "image"
 
 
-def members_of(record: Record, read: Callable[[ByteRange], bytes]) -> Iterator[tuple[str, bytes]]:
+def members_of(record: Record, read: Callable[[ImageSource], bytes]) -> Iterator[tuple[str, bytes]]:
     """Yields (extension, bytes) of the members that hold a record: the JSON, then its images, each once.
 
     Args:
         read: reads an image.
     """
-    images: dict[ByteRange, tuple[str, bytes]] = {}
+    images: dict[ImageSource, tuple[str, bytes]] = {}
     for turn in _turns(record):
         for part in turn.parts:
             if isinstance(part, ImagePart) and part.source not in images:
@@ -56,17 +56,19 @@ def record_of(data: bytes, key: str, images: Mapping[str, ByteRange]) -> Record 
         return Skip("bad_record", key, "no turns")
     if named.reference is not None and not math.isfinite(named.reference.chosen + named.reference.rejected):
         return Skip("bad_reference", key, f"what a reference model said is {named.reference}")
-    wanted = [part.source for turn in _turns(named) for part in turn.parts if isinstance(part, ImagePart)]
-    for source in wanted:
-        found = images.get(source.path) if isinstance(source, ByteRange) else None
-        if found is None or not found.length:
-            return Skip(
-                "empty_image" if found else "missing_image", key, f"{source}; the sample has {', '.join(images)}"
-            )
-    return replace(with_images(named, lambda source: images[source.path]), key=key)
+    places: dict[ImageSource, ByteRange] = {}
+    for turn in _turns(named):
+        for part in turn.parts:
+            if isinstance(part, ImagePart):
+                found = images.get(part.source.path) if isinstance(part.source, ByteRange) else None
+                if found is None or not found.length:
+                    cause = "empty_image" if found else "missing_image"
+                    return Skip(cause, key, f"{part.source}; the sample has {', '.join(images)}")
+                places[part.source] = found
+    return replace(with_images(named, places.__getitem__), key=key)
 
 
-def with_images(record: Record, place: Callable[[ByteRange], ByteRange]) -> Record:
+def with_images(record: Record, place: Callable[[ImageSource], ByteRange]) -> Record:
     """Returns a record whose images are somewhere else.
 
     Args:
