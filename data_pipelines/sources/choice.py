@@ -4,21 +4,33 @@ import os
 from itertools import islice
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, TypeAdapter
 
 from data_pipelines.record import Record
+from data_pipelines.sources.llava_blend import LlavaBlendConfig
 from data_pipelines.sources.llava_json import LlavaJsonConfig
 from data_pipelines.sources.mmc4 import Mmc4Config
 from data_pipelines.sources.obelics import ObelicsConfig
 from data_pipelines.sources.preference_json import PreferenceJsonConfig
+from data_pipelines.sources.qwen_vl_json import QwenVlJsonConfig
 from data_pipelines.sources.records import RecordsConfig
 from data_pipelines.sources.shard_list import expand
+from data_pipelines.sources.sharegpt_json import ShareGptJsonConfig
 from data_pipelines.sources.tfds import TfdsConfig
 from data_pipelines.sources.webdataset import WebDatasetConfig
 from data_pipelines.storage import Storage
 
 SourceConfig = Annotated[
-    WebDatasetConfig | LlavaJsonConfig | PreferenceJsonConfig | RecordsConfig | Mmc4Config | ObelicsConfig | TfdsConfig,
+    WebDatasetConfig
+    | LlavaJsonConfig
+    | LlavaBlendConfig
+    | ShareGptJsonConfig
+    | QwenVlJsonConfig
+    | PreferenceJsonConfig
+    | RecordsConfig
+    | Mmc4Config
+    | ObelicsConfig
+    | TfdsConfig,
     Field(discriminator="kind"),
 ]
 """Each kind has `open(storage) -> Source`."""
@@ -29,8 +41,10 @@ HOLDS_PAIRS = (PreferenceJsonConfig, RecordsConfig)
 _LOOKED_AT = 3
 
 
-def source_of_path(path: str, images: str | None = None) -> WebDatasetConfig | RecordsConfig | LlavaJsonConfig:
-    """Returns the source that a path alone describes: tar shards of pairs or of records, or a LLaVA JSON(L) file.
+def source_of_path(path: str, images: str | None = None) -> SourceConfig:
+    """Returns the source that a path alone describes: tar shards of pairs or of records, or JSON(L) of some kind.
+
+    What the first record of a JSON file is like says which kind it is; LLaVA's where it is like no other.
 
     Args:
         path: shards (any pattern), a folder of shards, or a file that ends in .json or .jsonl.
@@ -40,7 +54,9 @@ def source_of_path(path: str, images: str | None = None) -> WebDatasetConfig | R
         FileNotFoundError: a pattern names no shard.
     """
     if path.endswith((".json", ".jsonl")):
-        return LlavaJsonConfig(files=path, images=images or image_folder(path))
+        found = {"files": path, "images": images or image_folder(path)}
+        chosen: SourceConfig = TypeAdapter(SourceConfig).validate_python(found | {"kind": _kind_of_json(path)})
+        return chosen
     shards = os.path.join(path, "*.tar") if os.path.isdir(path) else path
     return RecordsConfig(shards=shards) if _holds_records(expand(shards)[0]) else WebDatasetConfig(shards=shards)
 
@@ -49,6 +65,22 @@ def _holds_records(shard: str) -> bool:
     """Whether one of the first samples of a tar is a record as `mllm data build` writes them."""
     source = RecordsConfig(shards=shard, index="never").open(Storage())
     return any(isinstance(source.read(entry), Record) for entry in islice(source.walk(0), _LOOKED_AT))
+
+
+def _kind_of_json(path: str) -> str:
+    """The kind of the first record of a file that is a JSON object."""
+    source = LlavaJsonConfig(files=path).open(Storage())
+    values = (source.value(entry) for entry in islice(source.walk(0), _LOOKED_AT))
+    first = next((value for value in values if isinstance(value, dict)), {})
+    if "text_list" in first:
+        return "mmc4"
+    if "chosen" in first and "rejected" in first:
+        return "preference_json"
+    if "messages" in first or ("conversations" in first and "images" in first):
+        return "sharegpt_json"
+    if "texts" in first and "images" in first:
+        return "obelics"
+    return "qwen_vl_json" if "</img>" in str(first.get("conversations")) else "llava_json"
 
 
 def image_folder(path: str) -> str:

@@ -40,15 +40,18 @@ class JsonFilesConfig(Config):
 class JsonFiles(ABC):
     """Reads one record at a time by its offset; the file is never in memory."""
 
-    def __init__(self, config: JsonFilesConfig, storage: Storage) -> None:
+    def __init__(self, config: JsonFilesConfig, storage: Storage, paths: tuple[str, ...] | None = None) -> None:
         """Indexes the files (once; the index is cached) and the image tars.
+
+        Args:
+            paths: of the JSON files, where `config.files` names others; None: they are its own.
 
         Raises:
             FileNotFoundError: a file, the image folder or an image tar is not there.
         """
         self._config = config
         self._storage = storage
-        self.shards = expand(config.files, "files")
+        self.shards = expand(config.files, "files") if paths is None else paths
         self._image_shards = expand(config.image_shards, "image_shards") if config.image_shards else ()
         self._places = open_images(config.images, self._image_shards, storage)
         self._spans: list[np.ndarray] = [load_index(path, storage, config.index_cache) for path in self.shards]
@@ -57,16 +60,20 @@ class JsonFiles(ABC):
         described = self._config.model_dump(mode="json", include={"kind"}) | identity(self.shards, self._storage)
         return described | ({"images": identity(self._image_shards, self._storage)} if self._image_shards else {})
 
-    def count(self, shard: int) -> int | None:
+    def count(self, shard: int) -> int:
         return len(self._spans[shard])
 
+    def number(self, shard: int, place: int) -> int:
+        """Returns the number in its file of the record at a place."""
+        return place
+
     def walk(self, shard: int, place: int = 0) -> Iterator[Entry]:
-        return (self.locate(shard, number) for number in range(place, len(self._spans[shard])))
+        return (self.locate(shard, each) for each in range(place, self.count(shard)))
 
     def locate(self, shard: int, place: int) -> Entry:
-        offset, length = (int(value) for value in self._spans[shard][place])
+        offset, length = (int(value) for value in self._spans[shard][self.number(shard, place)])
         content: Any = (offset, length)
-        key = f"{self.shards[shard]}:{place}"
+        key = self.key(shard, place)
         if length < 0:
             content = Skip("truncated", key, f"from byte {offset} on the file is no JSON; the rest of it is lost")
         elif length > RECORD_LIMIT:
@@ -75,15 +82,18 @@ class JsonFiles(ABC):
 
     def read(self, entry: Entry) -> Record | Skip:
         value = self.value(entry)
-        return value if isinstance(value, Skip) else self.record(value, f"{self.shards[entry.shard]}:{entry.place}")
+        return value if isinstance(value, Skip) else self.record(value, self.key(entry.shard, entry.place))
+
+    def key(self, shard: int, place: int) -> str:
+        """Returns what the record at a place is called: its file, and its number there."""
+        return f"{self.shards[shard]}:{self.number(shard, place)}"
 
     def value(self, entry: Entry) -> dict[str, Any] | Skip:
         """Returns the JSON object of an entry as it is."""
         if isinstance(entry.content, Skip):
             return entry.content
-        path = self.shards[entry.shard]
-        key = f"{path}:{entry.place}"
-        return json_object(self._storage.read_range(ByteRange(path, *entry.content)), key)
+        data = self._storage.read_range(ByteRange(self.shards[entry.shard], *entry.content))
+        return json_object(data, self.key(entry.shard, entry.place))
 
     @abstractmethod
     def record(self, value: dict[str, Any], key: str) -> Record | Skip:

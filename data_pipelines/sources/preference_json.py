@@ -7,8 +7,9 @@ from typing import Any, Literal
 
 from data_pipelines.quota import Skip
 from data_pipelines.record import ImagePart, Record, ReferenceScores
-from data_pipelines.sources.conversation import IMAGE_MARK, shown, turns_of
+from data_pipelines.sources.conversation import shown, turns_of
 from data_pipelines.sources.json_files import JsonFiles, JsonFilesConfig
+from data_pipelines.sources.messages import messages_of, with_marks
 from data_pipelines.storage import Storage
 
 PROMPTS = ("conversations", "prompt", "question")
@@ -16,9 +17,6 @@ PROMPTS = ("conversations", "prompt", "question")
 
 REFERENCE_CHOSEN, REFERENCE_REJECTED, REFERENCE_TOKENS = "reference_chosen", "reference_rejected", "reference_tokens"
 """Keys of what a reference model thinks of the answers, as in `ReferenceScores`."""
-
-Message = dict[str, Any]
-"""`{"from", "value"}` with images as marks in the text, as `turns_of` reads it."""
 
 
 class PreferenceJsonConfig(JsonFilesConfig):
@@ -47,7 +45,7 @@ class PreferenceJsonSource(JsonFiles):
 
 def pair_of(value: dict[str, Any], images: Sequence[ImagePart], key: str) -> Record | Skip:
     """Returns the pair that a JSON object says, or why it is none."""
-    chosen, rejected = (_messages(value.get(name), "assistant") for name in ("chosen", "rejected"))
+    chosen, rejected = (messages_of(value.get(name), "assistant") for name in ("chosen", "rejected"))
     for name, answer in (("chosen", chosen), ("rejected", rejected)):
         if not answer or not str(answer[-1]["value"] or "").strip():
             return Skip(f"no_{name}", key, f"{name} is {shown(value.get(name))}")
@@ -56,7 +54,7 @@ def pair_of(value: dict[str, Any], images: Sequence[ImagePart], key: str) -> Rec
     if str(chosen[-1]["value"]).strip() == str(rejected[-1]["value"]).strip():
         return Skip("equal_answers", key, f"chosen and rejected are both {shown(chosen[-1]['value'])}")
     named = next((value[name] for name in PROMPTS if value.get(name)), None)
-    asked = _with_marks(chosen[:-1] or _messages(named, "user"), len(images))
+    asked = with_marks(chosen[:-1] or messages_of(named, "user"), len(images))
     if not asked:
         return Skip("no_prompt", key, f"neither {', '.join(PROMPTS)} nor conversations as answers")
     better, worse = (turns_of([*asked, answer[-1]], images, key) for answer in (chosen, rejected))
@@ -69,38 +67,6 @@ def pair_of(value: dict[str, Any], images: Sequence[ImagePart], key: str) -> Rec
         return reference
     before = tuple(replace(turn, learn=False) for turn in better[:-1])
     return Record(key, (*before, better[-1]), worse[-1], reference)
-
-
-def _messages(said: Any, role: str) -> list[Message]:
-    """A text or messages of any spelling in one; what they hold is left to `turns_of` to judge."""
-    if isinstance(said, str):
-        return [{"from": role, "value": said}]
-    messages = said if isinstance(said, list) else [said] if isinstance(said, dict) else []
-    return [
-        {"from": each.get("from", each.get("role", role)), "value": _text(each.get("value", each.get("content")))}
-        if isinstance(each, dict)
-        else {"from": None, "value": each}
-        for each in messages
-    ]
-
-
-def _text(content: Any) -> Any:
-    """A list of parts as one text with marks for images; anything else as it is."""
-    if not isinstance(content, list) or not all(isinstance(part, dict) for part in content):
-        return content
-    texts = [IMAGE_MARK if part.get("type") == "image" else part.get("text") for part in content]
-    return "\n".join(texts) if all(isinstance(text, str) for text in texts) else content  # type: ignore[arg-type]
-
-
-def _with_marks(messages: list[Message], images: int) -> list[Message]:
-    """The messages with the images before the first question, if nothing says where they stand."""
-    marked = any(IMAGE_MARK in str(message["value"]) for message in messages)
-    users = [index for index, message in enumerate(messages) if message["from"] != "system"]
-    if not images or marked or not users or not isinstance(messages[users[0]]["value"], str):
-        return messages
-    first = messages[users[0]]
-    placed = {**first, "value": f"{IMAGE_MARK}\n" * images + first["value"]}
-    return [*messages[: users[0]], placed, *messages[users[0] + 1 :]]
 
 
 def _reference(value: dict[str, Any], key: str) -> ReferenceScores | Skip | None:
