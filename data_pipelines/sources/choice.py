@@ -11,6 +11,7 @@ from data_pipelines.sources.llava_blend import LlavaBlendConfig
 from data_pipelines.sources.llava_json import LlavaJsonConfig
 from data_pipelines.sources.mmc4 import Mmc4Config
 from data_pipelines.sources.obelics import ObelicsConfig
+from data_pipelines.sources.parquet import ParquetConfig
 from data_pipelines.sources.preference_json import PreferenceJsonConfig
 from data_pipelines.sources.qwen_vl_json import QwenVlJsonConfig
 from data_pipelines.sources.records import RecordsConfig
@@ -26,6 +27,7 @@ SourceConfig = Annotated[
     | LlavaBlendConfig
     | ShareGptJsonConfig
     | QwenVlJsonConfig
+    | ParquetConfig
     | PreferenceJsonConfig
     | RecordsConfig
     | Mmc4Config
@@ -42,12 +44,12 @@ _LOOKED_AT = 3
 
 
 def source_of_path(path: str, images: str | None = None) -> SourceConfig:
-    """Returns the source that a path alone describes: tar shards of pairs or of records, or JSON(L) of some kind.
+    """Returns the source that a path alone describes: tar shards of pairs or of records, parquet, or some JSON(L).
 
     What the first record of a JSON file is like says which kind it is; LLaVA's where it is like no other.
 
     Args:
-        path: shards (any pattern), a folder of shards, or a file that ends in .json or .jsonl.
+        path: shards (any pattern), a folder of shards, or a file that ends in .parquet, .json or .jsonl.
         images: image folder of a JSON file; None: `images/` beside it if it is there, else its own folder.
 
     Raises:
@@ -57,6 +59,8 @@ def source_of_path(path: str, images: str | None = None) -> SourceConfig:
         found = {"files": path, "images": images or image_folder(path)}
         chosen: SourceConfig = TypeAdapter(SourceConfig).validate_python(found | {"kind": _kind_of_json(path)})
         return chosen
+    if path.endswith(".parquet"):
+        return ParquetConfig(files=path)
     shards = os.path.join(path, "*.tar") if os.path.isdir(path) else path
     return RecordsConfig(shards=shards) if _holds_records(expand(shards)[0]) else WebDatasetConfig(shards=shards)
 

@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import pyarrow.parquet
 import pytest
 import yaml
 from pydantic import TypeAdapter
@@ -21,6 +22,10 @@ KINDS = {
 LLAVA = next(text for language, text in KINDS["llava_json"] if language == "json")
 
 
+def _with_bytes(row):
+    return row | {"images": [{"bytes": b"pixels", "path": None} for _ in row["images"]]}
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_source_of_each_kind_reads_its_example(kind, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -34,7 +39,11 @@ def test_the_source_of_each_kind_reads_its_example(kind, tmp_path, monkeypatch):
     if kind == "llava_blend":
         for name in ("chats.json", "more.jsonl"):
             Path("data", name).write_text(LLAVA.strip() + "\n" + LLAVA)
-    Path(source["files"]).write_text("".join(examples))
+    if kind == "parquet":
+        rows = [json.loads(example) for example in examples]
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist([_with_bytes(row) for row in rows]), "data/0.parquet")
+    else:
+        Path(source["files"]).write_text("".join(examples))
     found = list(records(TypeAdapter(SourceConfig).validate_python(source).open(Storage())))
     assert len(found) == (3 if kind == "llava_blend" else len(examples))
     for record in found:

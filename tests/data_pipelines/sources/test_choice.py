@@ -19,7 +19,7 @@ def test_the_kind_says_which_source_it_is():
     assert isinstance(choice.validate_python({"kind": "llava_json", "files": "a.json"}), LlavaJsonConfig)
     assert isinstance(choice.validate_python({"kind": "preference_json", "files": "a.json"}), PreferenceJsonConfig)
     with pytest.raises(ValidationError, match="webdataset"):
-        choice.validate_python({"kind": "parquet"})
+        choice.validate_python({"kind": "arrow"})
     with pytest.raises(ValidationError, match="pattern"):
         choice.validate_python({"kind": "webdataset", "shards": "a.tar", "caption": "JSON"})
 
