@@ -67,7 +67,7 @@ def place_row(batch: Batch, index: int, row: tuple[Segment, ...], image_tokens: 
     Args:
         image_tokens: of one slot.
     """
-    whole_slot = ImageLayout(1, np.arange(image_tokens, dtype=np.int32))
+    whole_slot = ImageLayout(1, np.arange(image_tokens, dtype=np.int32), in_order=True)
     placed: list[Placed] = []
     start = slot = number = 0
     for segment in row:

@@ -12,6 +12,8 @@ def choose(weights: Sequence[float], counts: Sequence[int]) -> int:
 
     After n draws every count is within one (two sources) or about log(sources) of n times its share, whatever the seed.
     """
+    if len(weights) == 1:
+        return 0
     total = sum(weights)
     drawn = sum(counts) + 1
     best, best_deficit = 0, float("-inf")

@@ -38,6 +38,8 @@ class ImageLayout:
     """Height and width in pixels of the image that it is the layout of."""
     marks: tuple[int, ...] = ()
     """The tokens at the places of `MARK`."""
+    in_order: bool = False
+    """Whether nothing but features stands in `index`, so that nothing else need be looked for."""
 
     def tokens(self, image_token: int) -> np.ndarray:
         """The tokens of the image: i32[n]."""
@@ -53,7 +55,10 @@ class ImageLayout:
             slots: of the row.
             features: of a slot.
         """
-        placed = np.where(self.index == NEWLINE, slots * features, self.index + first_slot * features)
+        placed = self.index + first_slot * features
+        if self.in_order:
+            return placed
+        placed = np.where(self.index == NEWLINE, slots * features, placed)
         return np.where(self.index == MARK, -1, placed)
 
 
@@ -94,7 +99,7 @@ class RenderedRecord:
     @property
     def length(self) -> int:
         """Tokens of a row that it takes."""
-        return sum(len(segment.tokens) for segment in self.segments)
+        return len(self.tokens) + (0 if self.rejected is None else len(self.rejected.tokens))
 
     @property
     def slots(self) -> int:
