@@ -71,6 +71,16 @@ class StreamConfig(LaneConfig):
         return {name: weight for name, weight in self.mixture.items() if weight > 0}
 
 
+def rendered_or_skip(record: Record, render: Render) -> RenderedRecord | Skip:
+    """Returns a record rendered, or why it cannot be."""
+    try:
+        return render(record)
+    except RenderError as error:
+        return Skip(error.cause, record.key, error.detail)
+    except ImageError as error:
+        return Skip(f"image_{error.cause}", record.key, error.detail)
+
+
 class Lane:
     """One deterministic stream of rows."""
 
@@ -164,13 +174,10 @@ class Lane:
         if isinstance(record, Skip):
             return record
         left_out.extend(record.left_out)
+        whole = rendered_or_skip(record, self._render)
+        if isinstance(whole, Skip):
+            return whole
         config = self._config
-        try:
-            whole = self._render(record)
-        except RenderError as error:
-            return Skip(error.cause, record.key, error.detail)
-        except ImageError as error:
-            return Skip(f"image_{error.cause}", record.key, error.detail)
         rendered = fit(whole, config.row_length, config.images_per_row, self._image_tokens, config.overlong)
         if isinstance(rendered, Skip):
             return rendered

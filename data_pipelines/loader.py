@@ -2,6 +2,7 @@
 
 import queue
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -186,6 +187,12 @@ class Loader:
             QuotaExceededError: with the counts by cause.
         """
         check_quota(tallies, self._config.skip_quota, self._config.unfit_quota)
+
+    def packing_seconds(self) -> float | None:
+        """CPU seconds so far of the one thread that reads, renders, packs and places; None where no clock tells."""
+        if not hasattr(time, "pthread_getcpuclockid") or self._producer.ident is None:
+            return None
+        return time.clock_gettime(time.pthread_getcpuclockid(self._producer.ident))
 
     def close(self) -> None:
         """Stops the threads and waits for them."""

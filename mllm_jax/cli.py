@@ -184,16 +184,36 @@ def _add_data_verb(verbs) -> None:
         "--cache", metavar="DIR", help="folder of the indexes, for shards that are remote or lie where nobody may write"
     )
     index.add_argument("--threads", type=int, default=2, help="that walk shards (default: %(default)s)")
+    _add_stage_data_verbs(actions)
 
+
+def _add_stage_data_verbs(actions) -> None:
     show = _verb(actions, "show", "show rows as the model will get them, on a page or in the terminal", _show)
-    show.add_argument("run_file", metavar="RUN.yaml", help="the run file")
-    show.add_argument("overrides", metavar="key.path=value", nargs="*", help="replace a value of the run file")
-    show.add_argument("--stage", metavar="NAME", help="a stage of the run (default: the first)")
+    stats = _verb(actions, "stats", "count what the data of a run hold: lengths, sizes, copies, full rows", _stats)
+    bench = _verb(actions, "bench", "measure this machine's loader on the data of a run, and count host cores", _bench)
+    for parser, default in ((show, "the first"), (stats, "all"), (bench, "the first")):
+        parser.add_argument("run_file", metavar="RUN.yaml", help="the run file")
+        parser.add_argument("overrides", metavar="key.path=value", nargs="*", help="replace a value of the run file")
+        parser.add_argument("--stage", metavar="NAME", help=f"a stage of the run (default: {default})")
     show.add_argument("--rows", type=int, default=4, help="rows, from the first batch on (default: %(default)s)")
     show.add_argument(
         "--output", metavar="PAGE.html", help="the page to write (default: show.html, or none with --terminal)"
     )
     show.add_argument("--terminal", action="store_true", help="print the rows")
+
+    stats.add_argument("--records", type=int, metavar="N", help="of each source, spread over its shards (default: all)")
+    stats.add_argument("--output", metavar="FOLDER", help="folder for stats.json and a plot of each stage")
+    stats.add_argument("--json", action="store_true", help="print one line of JSON in the place of tables")
+
+    bench.add_argument("--seconds", type=float, default=20.0, help="that are measured (default: %(default)s)")
+    bench.add_argument(
+        "--accelerator", metavar="KIND", help="count the host cores that it needs: v5e, v5p, v6e, h100, a100"
+    )
+    bench.add_argument("--devices", type=int, metavar="N", help="of that kind (default: one host of them)")
+    bench.add_argument(
+        "--mfu", type=float, default=0.5, help="share of their peak that the model reaches (default: %(default)s)"
+    )
+    bench.add_argument("--json", action="store_true", help="print one line of JSON in the place of tables")
 
 
 def _train(options: argparse.Namespace) -> int | None:
@@ -343,3 +363,21 @@ def _index(options: argparse.Namespace) -> int:
     from mllm_jax.data_terminal import show_indexing
 
     return show_indexing(options.shards, options.cache, options.threads)
+
+
+def _stats(options: argparse.Namespace) -> None:
+    from mllm_jax.config import load_run
+    from mllm_jax.statistics_terminal import show_statistics
+
+    run = load_run(options.run_file, options.overrides)
+    show_statistics(run, options.stage, options.records, options.output, as_json=options.json)
+
+
+def _bench(options: argparse.Namespace) -> None:
+    from mllm_jax.bench_terminal import show_bench
+    from mllm_jax.config import load_run
+    from mllm_jax.data_bench import wanted_devices
+
+    wanted = wanted_devices(options.accelerator, options.devices, options.mfu)
+    run = load_run(options.run_file, options.overrides)
+    show_bench(run, options.stage, options.seconds, wanted, as_json=options.json)

@@ -59,6 +59,18 @@ class RunConfig(Config):
     logging: LoggingConfig = LoggingConfig()
 
 
+def stage_named(run: RunConfig, name: str | None) -> StageConfig:
+    """A stage of a run by its name; None: the first.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    stages = {stage.name: stage for stage in run.stages}
+    if name is not None and name not in stages:
+        raise ValueError(f"there is no stage {name!r}.{suggest(name, stages)} Stages: {', '.join(stages)}")
+    return run.stages[0] if name is None else stages[name]
+
+
 def load_run(path: str | Path, overrides: list[str] | tuple[str, ...] = (), *, check_paths: bool = True) -> RunConfig:
     """Reads, merges and validates a run file; architectures come back complete.
 

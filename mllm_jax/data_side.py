@@ -53,15 +53,15 @@ class DataSide:
             return _prepared_pairs(self.config.model, self.captions[stage.name])
         return _prepared_conversations(self.config.model, self.model, self.tokenizer, self.instructions, stage)
 
-    def open_feed(self, request: FeedRequest) -> Loader:
-        """The stream of a stage's batches."""
+    def open_feed(self, request: FeedRequest, preparation: Preparation | None = None) -> Loader:
+        """The stream of a stage's batches; another preparation than the stage's own may take its place."""
         stage, data = request.stage, self.config.data
         validation = request.split == "validation"
         mixture = stage.validation.mixture if validation and stage.validation else stage.mixture
         return Loader(
             config=data.stream(mixture=mixture, row_length=stage.row_length, images_per_row=stage.images_per_row),
             sources=data.sources,
-            preparation=self.preparation(stage),
+            preparation=preparation or self.preparation(stage),
             rows=stage.rows,
             sharding=request.sharding,
             position=request.position,

@@ -16,8 +16,7 @@ from data_pipelines.showing.reading import Reading, shown_rows
 from data_pipelines.showing.rows import Shown, ShownRow, counted
 from data_pipelines.showing.terminal import print_rows
 from data_pipelines.showing.token_texts import TokenTexts
-from mllm_jax.config import RunConfig
-from mllm_jax.config_errors import suggest
+from mllm_jax.config import RunConfig, stage_named
 from mllm_jax.data_side import DataSide, data_side
 from mllm_jax.models.layers.grid_positions import grid_positions
 from mllm_jax.models.multimodal import token_grid
@@ -38,7 +37,7 @@ def shown_stage(config: RunConfig, stage_name: str | None, rows: int) -> Shown:
     """
     if rows < 1:
         raise ValueError(f"--rows: found {rows}, expected at least 1")
-    stage = _stage(config, stage_name)
+    stage = stage_named(config, stage_name)
     data = data_side(config)
     skipped: Counter[str] = Counter()
     shown = tuple(islice(_rows(data, stage, rows, skipped), rows))
@@ -52,13 +51,6 @@ def put_out(shown: Shown, page: str | None, *, terminal: bool) -> None:
     if page is not None:
         Path(page).write_text(page_of(shown), encoding="utf-8")
         print(f"wrote {page}: {counted(len(shown.rows), 'row')} of stage {shown.stage}")
-
-
-def _stage(config: RunConfig, name: str | None) -> StageConfig:
-    stages = {stage.name: stage for stage in config.stages}
-    if name is not None and name not in stages:
-        raise ValueError(f"there is no stage {name!r}.{suggest(name, stages)} Stages: {', '.join(stages)}")
-    return config.stages[0] if name is None else stages[name]
 
 
 def _rows(data: DataSide, stage: StageConfig, rows: int, skipped: Counter[str]) -> Iterator[ShownRow]:

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from data_pipelines.config_class import Config
 from data_pipelines.transforms.image_error import ImageError
-from data_pipelines.transforms.image_header import TURNS, open_header, orientation
+from data_pipelines.transforms.image_header import TURNS, open_header, orientation, upright_size
 from data_pipelines.transforms.resampling import resized
 
 RESAMPLING = {
@@ -65,6 +65,17 @@ def decode_image(data: bytes, config: ImageTransformConfig) -> np.ndarray:
             would take more than `config.max_pixels` while decoded, padded or resized ("too_large").
     """
     return decode_with(data, config, lambda pixels: fit(pixels, config))
+
+
+def stated_size(data: bytes, config: ImageTransformConfig) -> tuple[int, int]:
+    """Height and width in pixels of an image turned upright, by its header; no pixel is decoded.
+
+    Raises:
+        ImageError: as `decode_image`, as far as the header tells.
+    """
+    size = upright_size(data, lambda: data)
+    _check_size(size, config)
+    return size
 
 
 def decode_with(data: bytes, config: ImageTransformConfig, arrange: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:

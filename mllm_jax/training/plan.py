@@ -15,6 +15,7 @@ from mllm_jax.models.adapters import adapter_paths, linear_maps, with_abstract_a
 from mllm_jax.models.decoder import DecoderConfig
 from mllm_jax.models.layers.low_rank import Adapters, LowRankConfig
 from mllm_jax.models.layers.quantised import KernelFormat
+from mllm_jax.models.multimodal import MultimodalConfig
 from mllm_jax.models.parameters import abstract_parameters, logical_axes, make_model
 from mllm_jax.models.quantised_kernels import with_abstract_scales
 from mllm_jax.models.virtual_tokens import (
@@ -30,6 +31,7 @@ from mllm_jax.parallel.rules import (
     parameter_shardings,
     row_ways,
 )
+from mllm_jax.training.flops import StepCost, step_cost
 from mllm_jax.training.ingredients import Ingredients
 from mllm_jax.training.metrics import LoggingConfig
 from mllm_jax.training.objective import Objective, ObjectiveError, OwnParameters, StageModel
@@ -82,6 +84,17 @@ class Stage:
     def summary(self) -> list[GroupSummary]:
         """What trains and what does not."""
         return summarise(self.abstract, self.optimizer)
+
+    def step_cost(self, model: MultimodalConfig) -> StepCost | None:
+        """What a step asks of the devices; None where it is not one pass of the model, whose operations are counted.
+
+        Args:
+            model: the run's.
+        """
+        if not self.objective.one_pass:
+            return None
+        trainable = flatten_dict(self.abstract.trainable, sep="/")
+        return step_cost(model, self.abstract_parameters(), trainable, self.objective.again)
 
     def abstract_adapters(self) -> ParameterTree:
         """Shapes of the parameters of its adapters alone."""

@@ -23,7 +23,7 @@ from mllm_jax.parallel.processes import is_first_process
 from mllm_jax.parallel.rules import ParameterTree, batch_sharding
 from mllm_jax.parallel.watch import leaving_at_once
 from mllm_jax.training.evaluation import held_out_losses
-from mllm_jax.training.flops import mesh_peak, step_cost
+from mllm_jax.training.flops import mesh_peak
 from mllm_jax.training.ingredients import Feed, FeedRequest, Ingredients, Json
 from mllm_jax.training.loop import LoopParts, Rhythm, run_loop
 from mllm_jax.training.metrics import MetricLog, NoMetricLog, rewind_metrics
@@ -214,10 +214,7 @@ def _check_quota(feed: Feed, tally: Tally) -> None:
 
 
 def _meter(stage: Stage, run: Run) -> RateMeter:
-    trainable = flatten_dict(stage.abstract.trainable, sep="/")
-    parameters, again = stage.abstract_parameters(), stage.objective.again
-    cost = step_cost(run.ingredients.model, parameters, trainable, again) if stage.objective.one_pass else None
-    return RateMeter(cost, mesh_peak(list(run.mesh.devices.flat)))
+    return RateMeter(stage.step_cost(run.ingredients.model), mesh_peak(list(run.mesh.devices.flat)))
 
 
 def _save(stage: Stage, run: Run, checkpointer: Checkpointer, step: int, state: TrainState, position: Any) -> None:

@@ -1,0 +1,147 @@
+"""How fast this machine loads a stage's data, and how many cores that makes for a model on an accelerator."""
+
+import os
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from data_pipelines.batch import Batch
+from data_pipelines.loader import Loader, Preparation
+from data_pipelines.loader_speed import LoaderSpeed, loader_speed, without_decoding
+from mllm_jax.assemble import make_ingredients
+from mllm_jax.config import RunConfig, stage_named
+from mllm_jax.config_errors import suggest
+from mllm_jax.data_side import DataSide, data_side
+from mllm_jax.parallel.mesh import MeshConfig, make_mesh
+from mllm_jax.training.flops import StepCost
+from mllm_jax.training.host_cores import ACCELERATORS, HostCores, RowCost, host_cores
+from mllm_jax.training.ingredients import FeedRequest
+from mllm_jax.training.plan import Run, plan_stages
+from mllm_jax.training.stages import StageConfig
+from mllm_jax.training.step import batch_counts
+
+UNDECODED_SHARE = 0.5
+"""Seconds without decoding for each with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """For what devices cores are counted."""
+
+    accelerator: str
+    """A key of `ACCELERATORS`."""
+    devices: int
+    mfu: float
+    """Share of the devices' peak that the model's own operations are taken to reach."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """What was measured, and what follows from it."""
+
+    stage: str
+    cores_here: int
+    threads: int
+    """That decode."""
+    loader: LoaderSpeed
+    undecoded: LoaderSpeed
+    """With black images that cost nothing."""
+    wanted: Wanted | None
+    flops_per_row: float | None
+    """Of the model; None: no devices were named."""
+    needed: HostCores | None
+
+    @property
+    def process_samples_per_second(self) -> float | None:
+        """That one process can reach at most, however many cores it has."""
+        packing = self.loader.packing_ms_per_sample
+        return None if packing is None else 1000 / packing
+
+    def to_json(self) -> dict[str, Any]:
+        needed = None if self.needed is None else self.needed._asdict()
+        return asdict(self) | {"process_samples_per_second": self.process_samples_per_second, "needed": needed}
+
+
+def wanted_devices(accelerator: str | None, devices: int | None, mfu: float) -> Wanted | None:
+    """What the command line says of devices; None: nothing.
+
+    Raises:
+        ValueError: an accelerator that is not known, or numbers that cannot be.
+    """
+    if accelerator is None:
+        if devices is not None:
+            raise ValueError("--devices: say of which kind by --accelerator")
+        return None
+    if accelerator not in ACCELERATORS:
+        known = ", ".join(ACCELERATORS)
+        raise ValueError(
+            f"--accelerator: found {accelerator!r}, expected one of {known}.{suggest(accelerator, ACCELERATORS)}"
+        )
+    devices = ACCELERATORS[accelerator].devices_per_host if devices is None else devices
+    if devices < 1:
+        raise ValueError(f"--devices: found {devices}, expected at least 1")
+    if not 0 < mfu <= 1:
+        raise ValueError(f"--mfu: found {mfu:g}, expected a share of the peak above 0 and at most 1")
+    return Wanted(accelerator, devices, mfu)
+
+
+def bench(config: RunConfig, stage_name: str | None, seconds: float, wanted: Wanted | None) -> Bench:
+    """Measures the loader of a stage, with and without decoding; no weights are read.
+
+    Args:
+        config: of the run.
+        stage_name: None: the first stage.
+        seconds: that are measured with decoding.
+        wanted: the devices for which cores are counted; None: for none.
+
+    Raises:
+        ValueError: there is no such stage, its model's operations cannot be counted, or as training would raise.
+    """
+    if not seconds > 0:
+        raise ValueError(f"--seconds: found {seconds:g}, expected more than 0")
+    # An accelerator may be busy with a training of its own, and no other process may touch it.
+    jax.config.update("jax_platforms", "cpu")
+    stage = stage_named(config, stage_name)
+    cost = None if wanted is None else _step_cost(config, stage)
+    data, counts = data_side(config), Counter[str]()
+    preparation = data.preparation(stage)
+
+    def note(batch: Batch) -> None:
+        counts.update({name: float(count) for name, count in batch_counts(batch).items()} | {"rows": len(batch.tokens)})
+
+    speed = loader_speed(_loader(data, stage, preparation), seconds, note)
+    undecoded = loader_speed(_loader(data, stage, without_decoding(preparation)), UNDECODED_SHARE * seconds)
+    flops, needed = None, None
+    if wanted is not None and cost is not None:
+        flops = cost.flops(counts["tokens"], counts["images"], counts["attended"]) / counts["rows"]
+        row = RowCost(
+            flops=flops,
+            samples=speed.samples_per_row,
+            images=counts["images"] / counts["rows"],
+            cpu_seconds=speed.cpu_ms_per_sample * speed.samples_per_row / 1000,
+            packing_seconds=(speed.packing_ms_per_sample or 0) * speed.samples_per_row / 1000,
+        )
+        needed = host_cores(ACCELERATORS[wanted.accelerator], wanted.devices, wanted.mfu, row)
+    return Bench(stage.name, os.cpu_count() or 1, config.data.threads, speed, undecoded, wanted, flops, needed)
+
+
+def _loader(data: DataSide, stage: StageConfig, preparation: Preparation) -> Callable[[], Loader]:
+    return lambda: data.open_feed(FeedRequest(stage, "train", sharding=None, position=None), preparation)
+
+
+def _step_cost(config: RunConfig, stage: StageConfig) -> StepCost:
+    """What the stage's model asks of devices; whatever mesh it runs on."""
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    run = Run(Path(config.output), make_ingredients(config), mesh, config.checkpoint, config.logging, console=None)
+    planned = next(each for each in plan_stages(config.stages, run) if each.config.name == stage.name)
+    cost = planned.step_cost(run.ingredients.model)
+    if cost is None:
+        raise ValueError(
+            f"--accelerator: the operations of stage {stage.name!r} cannot be counted: a step of objective "
+            f"{stage.objective.kind!r} is not one pass of the model. Leave it out to measure the loader alone."
+        )
+    return cost
