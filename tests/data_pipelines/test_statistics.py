@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data_pipelines.quota import CUT
+from data_pipelines.quota import CUT, Skip
+from data_pipelines.record import ImageBytes, ImagePart, Record, TextPart, Turn
+from data_pipelines.sources.source import Entry
 from data_pipelines.sources.webdataset import WebDatasetConfig
 from data_pipelines.statistics.copies import Copies, hash_of
 from data_pipelines.statistics.histogram import ACCURACY, Histogram
@@ -188,6 +190,21 @@ def test_every_number_of_a_source_is_what_it_holds(source):
 def test_text_that_is_cut_is_counted_as_good(source):
     found = statistics_of(source, overlong="cut")
     assert found.parts_left_out == {CUT: 1} and found.good == 4 and found.measures["tokens"].most == 104
+
+
+class FilteredImages(MemorySource):
+    """Records of a picture in memory and text, beside which a filter has refused two images."""
+
+    def read(self, entry: Entry) -> Record:
+        parts = (ImagePart(ImageBytes(png(4, 4))), TextPart("words"))
+        refused = Skip("filtered_similarity", "made", "too unlike its text")
+        return Record("made", (Turn("assistant", parts, learn=True),), left_out=(refused, refused))
+
+
+def test_what_is_left_out_of_a_record_is_counted_apart():
+    found = statistics_of(FilteredImages([3], indexed=True))
+    assert found.good == 3 and found.parts_left_out == {"filtered_similarity": 6}
+    assert found.image_copies.copies == 2 and found.measures["tokens"].total == 3 * 9
 
 
 def test_sources_add_up(source):
