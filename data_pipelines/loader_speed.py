@@ -32,6 +32,8 @@ class LoaderSpeed:
     tokens_per_second: float
     """Padding not among them."""
     samples_per_row: float
+    images_per_row: float
+    tokens_per_row: float
     cpu_ms_per_sample: float
     """Of all threads of the process."""
     packing_ms_per_sample: float | None
@@ -70,6 +72,8 @@ def loader_speed(
         windows = [_window(loader, seconds / WINDOWS) for _ in range(WINDOWS)]
         after = resident_mb()
 
+    rows = sum(window.rows for window in windows)
+
     def median(value: Callable[[_Window], float]) -> float:
         return statistics.median(map(value, windows))
 
@@ -78,7 +82,9 @@ def loader_speed(
         images_per_second=median(lambda window: window.images / window.wall),
         rows_per_second=median(lambda window: window.rows / window.wall),
         tokens_per_second=median(lambda window: window.tokens / window.wall),
-        samples_per_row=sum(window.samples for window in windows) / sum(window.rows for window in windows),
+        samples_per_row=sum(window.samples for window in windows) / rows,
+        images_per_row=sum(window.images for window in windows) / rows,
+        tokens_per_row=sum(window.tokens for window in windows) / rows,
         cpu_ms_per_sample=median(lambda window: 1000 * window.cpu / max(window.samples, 1)),
         packing_ms_per_sample=None
         if any(window.packing is None for window in windows)

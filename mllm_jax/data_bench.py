@@ -111,17 +111,19 @@ def bench(config: RunConfig, stage_name: str | None, seconds: float, wanted: Wan
     preparation = data.preparation(stage)
 
     def note(batch: Batch) -> None:
-        counts.update({name: float(count) for name, count in batch_counts(batch).items()} | {"rows": len(batch.tokens)})
+        counts.update({name: float(count) for name, count in batch_counts(batch).items()})
 
     speed = loader_speed(_loader(data, stage, preparation), seconds, note)
     undecoded = loader_speed(_loader(data, stage, without_decoding(preparation)), UNDECODED_SHARE * seconds)
     flops, needed = None, None
     if wanted is not None and cost is not None:
-        flops = cost.flops(counts["tokens"], counts["images"], counts["attended"]) / counts["rows"]
+        # How far tokens see is not in the loader's reports; the batches of the warm-up tell it.
+        attended = speed.tokens_per_row * counts["attended"] / max(counts["tokens"], 1)
+        flops = cost.flops(speed.tokens_per_row, speed.images_per_row, attended)
         row = RowCost(
             flops=flops,
             samples=speed.samples_per_row,
-            images=counts["images"] / counts["rows"],
+            images=speed.images_per_row,
             cpu_seconds=speed.cpu_ms_per_sample * speed.samples_per_row / 1000,
             packing_seconds=(speed.packing_ms_per_sample or 0) * speed.samples_per_row / 1000,
         )

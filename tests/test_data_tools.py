@@ -165,6 +165,7 @@ def test_a_bench_counts_the_cores_that_devices_need(run_file, capsys):
     assert found["stage"] == "align" and found["wanted"] == {"accelerator": "v5e", "devices": 8, "mfu": 0.5}
     rows = 8 * 0.5 * 197e12 / found["flops_per_row"]
     assert needed["hosts"] == 2 and needed["rows_per_second"] == pytest.approx(rows)
+    assert needed["images_per_second"] == pytest.approx(rows * loader["images_per_row"])
     cores = rows * loader["samples_per_row"] * loader["cpu_ms_per_sample"] / 1000
     assert needed["cores"] == pytest.approx(cores) and needed["cores_per_host"] == pytest.approx(cores / 2)
     assert found["process_samples_per_second"] == pytest.approx(1000 / loader["packing_ms_per_sample"])

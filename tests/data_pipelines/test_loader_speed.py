@@ -22,7 +22,8 @@ def test_a_speed_counts_what_the_batches_hold(open_loader):
     assert warm and warm[0].tokens.shape == (4, 64)
     # Every record has one image, and a row three slots.
     assert speed.images_per_second == pytest.approx(speed.samples_per_second)
-    assert 1 <= speed.samples_per_row <= 3
+    assert 1 <= speed.samples_per_row == speed.images_per_row <= 3
+    assert 20 < speed.tokens_per_row <= 64
     assert speed.rows_per_second < speed.samples_per_second < speed.tokens_per_second
     assert 0 < speed.packing_ms_per_sample < speed.cpu_ms_per_sample
 
