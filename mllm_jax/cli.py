@@ -338,7 +338,7 @@ def _train_tokenizer(options: argparse.Namespace) -> None:
 
 def _show(options: argparse.Namespace) -> None:
     from mllm_jax.config import load_run
-    from mllm_jax.showing import put_out, shown_stage
+    from mllm_jax.data_tools.showing import put_out, shown_stage
 
     run = load_run(options.run_file, options.overrides)
     page = options.output or (None if options.terminal else "show.html")
@@ -346,37 +346,37 @@ def _show(options: argparse.Namespace) -> None:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from mllm_jax.terminal import show_verification
+    from mllm_jax.data_tools.verification_terminal import show_verification
 
     return show_verification(options.inputs, options.images, options.threads, options.report)
 
 
 def _build(options: argparse.Namespace) -> None:
-    from mllm_jax.data_terminal import show_build
-    from mllm_jax.named_source import source_of
+    from mllm_jax.data_tools.building_terminal import show_build
+    from mllm_jax.data_tools.named_source import source_of
 
     source = source_of(options.source, options.name, options.images)
     show_build(source, options.output, options.samples_per_shard, options.processes)
 
 
 def _index(options: argparse.Namespace) -> int:
-    from mllm_jax.data_terminal import show_indexing
+    from mllm_jax.data_tools.building_terminal import show_indexing
 
     return show_indexing(options.shards, options.cache, options.threads)
 
 
 def _stats(options: argparse.Namespace) -> None:
     from mllm_jax.config import load_run
-    from mllm_jax.statistics_terminal import show_statistics
+    from mllm_jax.data_tools.statistics_terminal import show_statistics
 
     run = load_run(options.run_file, options.overrides)
     show_statistics(run, options.stage, options.records, options.output, as_json=options.json)
 
 
 def _bench(options: argparse.Namespace) -> None:
-    from mllm_jax.bench_terminal import show_bench
     from mllm_jax.config import load_run
-    from mllm_jax.data_bench import wanted_devices
+    from mllm_jax.data_tools.bench import wanted_devices
+    from mllm_jax.data_tools.bench_terminal import show_bench
 
     wanted = wanted_devices(options.accelerator, options.devices, options.mfu)
     run = load_run(options.run_file, options.overrides)

@@ -12,7 +12,7 @@ from data_pipelines.tokenizer import load_tokenizer
 from mllm_jax.cli import build_parser, main
 from mllm_jax.config import load_run
 from mllm_jax.data_side import data_side
-from mllm_jax.showing import shown_stage
+from mllm_jax.data_tools.showing import shown_stage
 from mllm_jax.training.ingredients import FeedRequest
 from tests.support.parsed_page import parsed
 

@@ -16,7 +16,7 @@ from data_pipelines.statistics.row_statistics import RowStatistics
 from data_pipelines.statistics.source_statistics import MEASURES, SourceStatistics
 from mllm_jax.config import RunConfig, stage_named
 from mllm_jax.data_side import DataSide, data_side
-from mllm_jax.data_statistics import StageStatistics, stage_statistics, statistics_json, write_statistics
+from mllm_jax.data_tools.statistics import StageStatistics, stage_statistics, statistics_json, write_statistics
 from mllm_jax.training.progress import short
 from mllm_jax.training.stages import StageConfig
 

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mllm_jax.config import RunConfig
-from mllm_jax.data_bench import Bench, Wanted, bench
+from mllm_jax.data_tools.bench import Bench, Wanted, bench
 from mllm_jax.training.host_cores import ACCELERATORS
 from mllm_jax.training.progress import short
 
