@@ -72,6 +72,8 @@ class BatchReport:
     """Keys of the records, row by row."""
     tally: Tally = field(default_factory=Tally)
     """Records met and left out since the beginning of the stream."""
+    failed_reads: int = 0
+    """Reads of this process that failed since the batch before and were tried again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +118,7 @@ class Loader:
         prefetch: int = 2,
         threads: int = 2,
         lanes: Sequence[int] | None = None,
+        storage: Storage | None = None,
     ) -> None:
         """Opens the sources and starts to prefetch.
 
@@ -130,6 +133,7 @@ class Loader:
             threads: that decode.
             lanes: whose rows are built where no sharding says it, ascending, to look at some rows of a large batch
                 without making it; None: all.
+            storage: what reads shards and images; closed with the loader. None: one of the defaults.
 
         Raises:
             ValueError: rows do not divide into lanes, a mixture's source is not there, or the position is another's.
@@ -144,7 +148,7 @@ class Loader:
         self._rows = rows
         self._sharding = sharding
         self._rows_per_lane = rows // config.lanes
-        self._storage = Storage()
+        self._storage = storage or Storage()
         opened = open_sources(config, sources, self._storage)
         tiling = None if preparation.tiled is None else preparation.tiled.fingerprint()
         self._fingerprint = fingerprint(config, opened, preparation.image_tokens, tiling)
@@ -344,6 +348,7 @@ class Loader:
             image_slot_share=int(np.count_nonzero(batch.image_mask)) / max(1, batch.image_mask.size),
             keys=keys,
             tally=tally,
+            failed_reads=self._storage.take_failures(),
         )
 
 

@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError
 from data_pipelines.config_class import Config
 from data_pipelines.lanes import LaneConfig, StreamConfig
 from data_pipelines.sources.choice import HOLDS_PAIRS, SourceConfig
-from data_pipelines.storage import Storage
+from data_pipelines.storage import Storage, StorageConfig
 from data_pipelines.transforms.templates import TEMPLATES
 from mllm_jax.checkpoint.checkpointer import CheckpointConfig
 from mllm_jax.config_errors import sentences, suggest
@@ -36,6 +36,8 @@ class DataConfig(LaneConfig):
     """Threads of one process that decode images."""
     prefetch: int = Field(default=2, gt=0)
     """Batches made ahead of the step."""
+    storage: StorageConfig = StorageConfig()
+    """How shards are read from disks and remote stores."""
 
     def stream(self, mixture: dict[str, float], row_length: int, images_per_row: int) -> StreamConfig:
         """The stream that a stage draws from these sources."""
@@ -157,7 +159,7 @@ def _path_problems(run: RunConfig) -> Iterator[tuple[KeyPath, str]]:
                     local_folder(path) if path is not None else None
                 except FileNotFoundError as error:
                     yield key, str(error)
-    storage = Storage()
+    storage = Storage(run.data.storage)
     used = {source for stage in run.stages for mixture in stage.mixtures().values() for source in mixture}
     for name, source in run.data.sources.items():
         if name in used:

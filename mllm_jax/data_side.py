@@ -47,27 +47,29 @@ class DataSide:
     captions: Mapping[str, CaptionEncoder]
     """By the name of every stage that learns from pairs of an image and its text."""
 
-    def preparation(self, stage: StageConfig) -> Preparation:
-        """How a stage makes tokens and pixels of a record."""
+    def preparation(self, stage: StageConfig, storage: Storage) -> Preparation:
+        """How a stage makes tokens and pixels of a record; `storage` reads the headers of tiled images."""
         if stage.name in self.captions:
             return _prepared_pairs(self.config.model, self.captions[stage.name])
-        return _prepared_conversations(self.config.model, self.model, self.tokenizer, self.instructions, stage)
+        return _prepared_conversations(self.config.model, self.model, self.tokenizer, self.instructions, stage, storage)
 
     def open_feed(self, request: FeedRequest, preparation: Preparation | None = None) -> Loader:
         """The stream of a stage's batches; another preparation than the stage's own may take its place."""
         stage, data = request.stage, self.config.data
         validation = request.split == "validation"
         mixture = stage.validation.mixture if validation and stage.validation else stage.mixture
+        storage = Storage(data.storage)
         return Loader(
             config=data.stream(mixture=mixture, row_length=stage.row_length, images_per_row=stage.images_per_row),
             sources=data.sources,
-            preparation=preparation or self.preparation(stage),
+            preparation=preparation or self.preparation(stage, storage),
             rows=stage.rows,
             sharding=request.sharding,
             position=request.position,
             prefetch=data.prefetch,
             threads=data.threads,
             lanes=request.lanes,
+            storage=storage,
         )
 
 
@@ -136,12 +138,13 @@ def _prepared_conversations(
     tokenizer: Tokenizer,
     instructions: InstructionEncoder | None,
     stage: StageConfig,
+    storage: Storage,
 ) -> Preparation:
     """Conversations, or pairs of them to compare, as the stage's chat template or the model's writes them."""
     tokens = slot_features(model)
     transform = ImageTransformConfig.model_validate(choice.image_transform)
     template, marks = marked(TEMPLATES[stage.template or choice.chat_template], model.tiling, tokenizer)
-    tiled = TiledImages(model.tiling, transform, tile_features(model), Storage(), marks) if model.tiling else None
+    tiled = TiledImages(model.tiling, transform, tile_features(model), storage, marks) if model.tiling else None
     laid_out = tiled.layout if tiled else tokens
 
     def conversation(record: Record) -> RenderedRecord:

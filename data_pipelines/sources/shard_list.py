@@ -6,12 +6,14 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import fsspec
-
 from data_pipelines.storage import Storage, is_local
+from data_pipelines.stores.errors import as_os_errors
+from data_pipelines.stores.remote_object import filesystem_of
 
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
 _GLOB = re.compile(r"[*?\[]")
+_WEB = re.compile(r"https?://[^*\[]*")
+"""A web address without a glob; its question mark begins a query."""
 _LISTED = 5
 
 
@@ -71,10 +73,11 @@ def _braces(pattern: str) -> list[str]:
 
 
 def _glob(path: str, pattern: str, what: str) -> list[str]:
-    if not _GLOB.search(path) or (is_local(path) and os.path.exists(path)):
+    if not _GLOB.search(path) or _WEB.fullmatch(path) or (is_local(path) and os.path.exists(path)):
         return [path]
-    filesystem, inner = fsspec.core.url_to_fs(path)
-    found = sorted(str(match) for match in filesystem.glob(inner))
+    filesystem, inner = filesystem_of(path)
+    with as_os_errors(path):
+        found = sorted(str(match) for match in filesystem.glob(inner))
     if not found:
         raise FileNotFoundError(f"The list of {what} is empty: no file matches {pattern!r}.")
     return found if is_local(path) else [filesystem.unstrip_protocol(match) for match in found]

@@ -16,6 +16,7 @@ from data_pipelines.showing.reading import Reading, shown_rows
 from data_pipelines.showing.rows import Shown, ShownRow, counted
 from data_pipelines.showing.terminal import print_rows
 from data_pipelines.showing.token_texts import TokenTexts
+from data_pipelines.storage import Storage
 from mllm_jax.config import RunConfig, stage_named
 from mllm_jax.data_side import DataSide, data_side
 from mllm_jax.models.layers.grid_positions import grid_positions
@@ -57,7 +58,7 @@ def _rows(data: DataSide, stage: StageConfig, rows: int, skipped: Counter[str]) 
     """The stage's rows from its first batch on; what is skipped on the way is counted."""
     lanes = data.config.data.lanes
     needed = min(lanes, -(-rows * lanes // stage.rows))
-    reading = _reading(data, stage, data.preparation(stage))
+    reading = _reading(data, stage, data.preparation(stage, Storage(data.config.data.storage)))
     request = FeedRequest(stage, "train", sharding=None, position=None, lanes=range(needed))
     with data.open_feed(request) as feed:
         for number in count(1):

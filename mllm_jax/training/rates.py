@@ -44,6 +44,7 @@ class RateMeter:
         self._waited = 0.0
         self._excluded = 0.0
         self._records = 0
+        self._failed_reads = 0
         self._skipped = Counter[str]()
         self._totals = dict.fromkeys(_COUNTS, 0.0)
 
@@ -66,6 +67,7 @@ class RateMeter:
         """Counts a step that was started and what its batch says of itself; returns when the step before has ended."""
         self._collect()
         self._records += report.records
+        self._failed_reads += report.failed_reads
         self._skipped.update(report.skipped)
         self._pending = metrics
 
@@ -84,7 +86,7 @@ class RateMeter:
         values: dict[str, float] = {
             name: float(value) for name, value in jax.device_get(metrics).items() if name not in _COUNTS
         }
-        records, skipped = self._read_by_all()
+        records, failed_reads, skipped = self._read_by_all()
         totals, seconds = self._totals, max(self._clock() - self._since - self._excluded, 1e-9)
         places = max(totals["token_places"], 1.0)
         values |= {
@@ -95,6 +97,7 @@ class RateMeter:
             "seconds_per_step": seconds / max(self._steps, 1),
             "records": records,
             "skipped_records": skipped.total(),
+            "failed_reads": failed_reads,
             "data_wait_seconds": self._waited,
             "data_wait_share": min(self._waited / seconds, 1.0),
         }
@@ -105,10 +108,11 @@ class RateMeter:
         self._restart()
         return values
 
-    def _read_by_all(self) -> tuple[int, Counter[str]]:
-        """Records, and skipped records by cause, of all processes since the last report."""
-        gathered = gather_json({"records": self._records, "skipped": self._skipped})
+    def _read_by_all(self) -> tuple[int, int, Counter[str]]:
+        """Records, failed reads, and skipped records by cause, of all processes since the last report."""
+        own = {"records": self._records, "failed_reads": self._failed_reads, "skipped": self._skipped}
+        gathered = gather_json(own)
         skipped = Counter[str]()
         for one in gathered:
             skipped.update(one["skipped"])
-        return sum(one["records"] for one in gathered), skipped
+        return sum(one["records"] for one in gathered), sum(one["failed_reads"] for one in gathered), skipped

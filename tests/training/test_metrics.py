@@ -15,7 +15,7 @@ from mllm_jax.training.rates import RateMeter
 from mllm_jax.training.state import split
 from tests.support.tiny_training import MODEL
 
-REPORT = BatchReport(3, 2, {"corrupt": 1}, 0.0, 0.0, 0.0, ())
+REPORT = BatchReport(3, 2, {"corrupt": 1}, 0.0, 0.0, 0.0, (), failed_reads=4)
 METRICS = {
     "loss": jnp.float32(2.5),
     "tokens": jnp.int32(80),
@@ -54,7 +54,7 @@ def test_rates_are_those_of_the_steps_since_the_last_report():
     assert values["padding_share"] == pytest.approx(0.2)
     assert values["model_flops_per_second"] == 80 * 10 + 4 * 100 + 50
     assert values["mfu"] == pytest.approx(0.125)
-    assert (values["records"], values["skipped_records"]) == (6, 2)
+    assert (values["records"], values["skipped_records"], values["failed_reads"]) == (6, 2, 8)
 
 
 def test_lines_of_steps_that_will_be_done_again_are_removed(tmp_path):
