@@ -18,14 +18,21 @@ from data_pipelines.rendered import ImageLayout, RenderedRecord
 class Placed:
     """Where a segment lies in the batch."""
 
-    rendered: RenderedRecord
+    segment: Segment
     row: int
     start: int
     first_slot: int
-    source: int = 0
-    """Its number among the sources that the mixture draws from."""
     lost: Skip | None = None
     """Why padding stands in its place; None: it is there."""
+
+    @property
+    def rendered(self) -> RenderedRecord:
+        return self.segment.rendered
+
+    @property
+    def source(self) -> int:
+        """Its number among the sources that the mixture draws from."""
+        return self.segment.source
 
 
 def empty_batch(
@@ -72,7 +79,7 @@ def place_row(batch: Batch, index: int, row: tuple[Segment, ...], image_tokens: 
     start = slot = number = 0
     for segment in row:
         rendered = segment.rendered
-        placed.append(Placed(rendered, index, start, slot, segment.source))
+        placed.append(Placed(segment, index, start, slot))
         layouts = rendered.layouts or (whole_slot,) * len(rendered.images)
         place_instructions(batch.instructions, index, slot, layouts, rendered.instructions)
         _place_preference(batch, index, start, rendered)

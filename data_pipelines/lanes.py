@@ -4,6 +4,7 @@ Lane i is a function of (config, seed, i) and of nothing else: its own order of 
 """
 
 from collections.abc import Callable, Mapping
+from itertools import chain, groupby, repeat
 from typing import Any
 
 from pydantic import Field, field_validator
@@ -113,7 +114,7 @@ class Lane:
         self.tally = Tally.from_json(state["tally"]) if state else Tally()
         self._skips: list[Skip] = []
         if state:
-            self._restore_waiting(state["waiting"])
+            self._restore_waiting(state["waiting"], state.get("waiting_epochs", []))
 
     def next_row(self) -> tuple[Segment, ...]:
         """Returns the segments of the next row.
@@ -141,6 +142,9 @@ class Lane:
                 number
                 for segment in self._packer.waiting
                 for number in (segment.source, segment.shard, segment.place, segment.tokens)
+            ],
+            "waiting_epochs": [
+                [epoch, len(list(run))] for epoch, run in groupby(each.epoch for each in self._packer.waiting)
             ],
             "tally": self.tally.to_json(),
         }
@@ -185,7 +189,7 @@ class Lane:
             images = len(whole.images) - len(rendered.images)
             cut = f"{whole.length - rendered.length} of {whole.length} tokens and {images} images are cut off"
             left_out.append(Skip(CUT, record.key, cut))
-        return Segment(rendered, source, entry.shard, entry.place)
+        return Segment(rendered, source, entry.shard, entry.place, entry.epoch)
 
     def _skip(self, skip: Skip) -> None:
         self._skips.append(skip)
@@ -201,10 +205,18 @@ class Lane:
                 f"met; skipped by cause: {dict(self.tally.skipped)}. Check the source's config against its shards."
             )
 
-    def _restore_waiting(self, numbers: list[int]) -> None:
-        """Reads the records again that waited for a row when the state was taken."""
-        for source, shard, place, tokens in zip(*(numbers[column::4] for column in range(4)), strict=True):
-            segment = self._segment(source, self._sources[source].locate(shard, place), left_out=[])
+    def _restore_waiting(self, numbers: list[int], runs: list[list[int]]) -> None:
+        """Reads the records again that waited for a row when the state was taken.
+
+        Args:
+            numbers: source, shard, place and tokens of each.
+            runs: their epochs, each with how many follow one another; none: they are not known.
+        """
+        epochs = chain((epoch for epoch, count in runs for _ in range(count)), repeat(0))
+        columns = (numbers[column::4] for column in range(4))
+        for (source, shard, place, tokens), epoch in zip(zip(*columns, strict=True), epochs, strict=False):
+            entry = self._sources[source].locate(shard, place)._replace(epoch=epoch)
+            segment = self._segment(source, entry, left_out=[])
             if isinstance(segment, Skip) or segment.tokens != tokens:
                 found = segment.detail if isinstance(segment, Skip) else f"{segment.tokens} tokens"
                 raise ValueError(

@@ -14,9 +14,10 @@ import numpy as np
 from data_pipelines.assemble import Placed, empty_batch, erase, place_row
 from data_pipelines.batch import Batch
 from data_pipelines.lanes import Lane, Render, StreamConfig
+from data_pipelines.packing import Segment
+from data_pipelines.permutation import seed_of
 from data_pipelines.positions import LanePositions, fingerprint
 from data_pipelines.quota import Skip, SkipLog, Tally, add_tallies, check_quota
-from data_pipelines.rendered import RenderedRecord
 from data_pipelines.sources.source import Source
 from data_pipelines.storage import Storage
 from data_pipelines.transforms.image_error import ImageError
@@ -41,6 +42,8 @@ class Preparation:
     """(H, W) in pixels of a slot: of what `decode` returns, or of a tile."""
     tiled: TiledImages | None = None
     """Takes the place of `decode` where images are tiled, and `render` gives records with layouts."""
+    augment: Callable[[bytes, int], np.ndarray] | None = None
+    """Takes the place of `decode` where a stage changes images at random, and has the image's seed besides."""
     instruction_tokens: int = 0
     """Longest instruction of an image, which `render` gives records; 0: it gives none."""
     preferences: bool = False
@@ -148,6 +151,7 @@ class Loader:
         self._rows = rows
         self._sharding = sharding
         self._rows_per_lane = rows // config.lanes
+        self._names = tuple(config.weights)
         self._storage = storage or Storage()
         opened = open_sources(config, sources, self._storage)
         tiling = None if preparation.tiled is None else preparation.tiled.fingerprint()
@@ -281,7 +285,7 @@ class Loader:
             slot = part.first_slot
             try:
                 for image in range(len(part.rendered.images)):
-                    pixels = self._pixels(part.rendered, image)
+                    pixels = self._pixels(part.segment, image)
                     target = images[part.row, slot : slot + len(pixels)]
                     if pixels.shape != target.shape:
                         raise ValueError(
@@ -293,12 +297,16 @@ class Loader:
                 bad.append((number, error))
         return bad
 
-    def _pixels(self, rendered: RenderedRecord, image: int) -> np.ndarray:
+    def _pixels(self, segment: Segment, image: int) -> np.ndarray:
         """The pixels of a record's image: u8[S, H, W, 3], as many as it takes slots."""
+        rendered, preparation = segment.rendered, self._preparation
         data = self._storage.read_image(rendered.images[image].source)
-        if self._preparation.tiled is None:
-            return self._preparation.decode(data)[None]
-        return self._preparation.tiled.decode(data, rendered.layouts[image])
+        if preparation.tiled is not None:
+            return preparation.tiled.decode(data, rendered.layouts[image])
+        if preparation.augment is None:
+            return preparation.decode(data)[None]
+        place = self._names[segment.source], segment.shard, segment.place, image
+        return preparation.augment(data, seed_of(self._config.seed, "augmentation", segment.epoch, *place))[None]
 
     def _finish(self, job: _Job) -> LoadedBatch:
         """Waits for the pixels, blanks segments whose image is bad, counts, and places the arrays."""

@@ -24,6 +24,7 @@ class Segment:
     source: int
     shard: int
     place: int
+    epoch: int = 0
 
     @property
     def tokens(self) -> int:

@@ -86,12 +86,12 @@ class Strand:
         if count is None:
             ours = islice(source.walk(shard, cursor.place), first - cursor.ordinal, None, parts)
             for ordinal, entry in zip(itertools.count(first, parts), ours):
-                yield entry, ordinal + 1
+                yield entry._replace(epoch=epoch), ordinal + 1
             return
         # A shard that is read at random has an order of its own every epoch, so its shuffle has no window.
         seed = seed_of(self._deal.seed, "entries", epoch, shard)
         for ordinal in range(first, count, parts):
-            yield source.locate(shard, permuted(ordinal, count, seed)), ordinal + 1
+            yield source.locate(shard, permuted(ordinal, count, seed))._replace(epoch=epoch), ordinal + 1
 
     def _refuse_emptiness(self) -> None:
         source = self._deal.source

@@ -106,6 +106,11 @@ def _name_problems(run: RunConfig) -> Iterator[tuple[KeyPath, str]]:
         if run.model.tiling is not None and 0 < stage.images_per_row < run.model.tiling.most_slots:
             slots = f"an image takes up to {run.model.tiling.most_slots} slots by model.tiling"
             yield (*here, "images_per_row"), f"found {stage.images_per_row}, but {slots}; 0 is for text alone"
+        if stage.augmentation is not None and run.model.tiling is not None:
+            text = (
+                "an image's tiles are laid out by its size before any pixel is read, so images that model.tiling cuts"
+            )
+            yield (*here, "augmentation"), f"{text} cannot be changed at random; leave out this or model.tiling"
         for part, mixture in stage.mixtures().items():
             for source in mixture:
                 if source not in run.data.sources:

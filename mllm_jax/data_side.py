@@ -1,16 +1,19 @@
 """What the batches of a run are made with: tokenizers, chat templates, and how records become tokens and pixels."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
+
+import numpy as np
 
 from data_pipelines.loader import Loader, Preparation
 from data_pipelines.record import Record
 from data_pipelines.rendered import RenderedRecord
 from data_pipelines.storage import Storage
 from data_pipelines.tokenizer import IMAGE_TOKEN, Tokenizer, load_tokenizer
+from data_pipelines.transforms.augmentation import AugmentationConfig, augmented
 from data_pipelines.transforms.chat_template import render
-from data_pipelines.transforms.image import ImageTransformConfig, decode_image
+from data_pipelines.transforms.image import ImageTransformConfig, decode_image, decode_with
 from data_pipelines.transforms.instructions import InstructionEncoder, instructed
 from data_pipelines.transforms.pairs import CaptionEncoder, render_pair
 from data_pipelines.transforms.preferences import render_preference
@@ -59,10 +62,13 @@ class DataSide:
         validation = request.split == "validation"
         mixture = stage.validation.mixture if validation and stage.validation else stage.mixture
         storage = Storage(data.storage)
+        preparation = preparation or self.preparation(stage, storage)
+        if stage.augmentation is not None and not validation:
+            preparation = replace(preparation, augment=_augment(self.config.model, stage.augmentation))
         return Loader(
             config=data.stream(mixture=mixture, row_length=stage.row_length, images_per_row=stage.images_per_row),
             sources=data.sources,
-            preparation=preparation or self.preparation(stage, storage),
+            preparation=preparation,
             rows=stage.rows,
             sharding=request.sharding,
             position=request.position,
@@ -119,6 +125,16 @@ def _instruction_encoder(choice: ModelChoice, model: MultimodalConfig) -> Instru
     tokenizer = load_tokenizer(local_folder(choice.instruction_tokenizer), added_tokens=())
     check_vocabulary(tokenizer, model.connector, choice.instruction_tokenizer)
     return InstructionEncoder(tokenizer, instruction_tokens(model.connector))
+
+
+def _augment(choice: ModelChoice, augmentation: AugmentationConfig) -> Callable[[bytes, int], np.ndarray]:
+    """Encoded image and seed -> pixels of a changed one."""
+    transform = ImageTransformConfig.model_validate(choice.image_transform)
+
+    def augment(data: bytes, seed: int) -> np.ndarray:
+        return decode_with(data, transform, lambda pixels: augmented(pixels, augmentation, transform, seed))
+
+    return augment
 
 
 def _prepared_pairs(choice: ModelChoice, encode: CaptionEncoder) -> Preparation:

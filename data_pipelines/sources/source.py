@@ -18,6 +18,8 @@ class Entry(NamedTuple):
     content: Any
     """A `Skip`, or whatever lets the source read the record without searching; None where its place is enough for
     that. Never saved."""
+    epoch: int = 0
+    """Which pass over the source it was met in; whoever passes over it more than once says so."""
 
 
 class Source(Protocol):

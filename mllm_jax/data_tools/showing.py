@@ -100,7 +100,9 @@ def _facts(config: RunConfig, data: DataSide, stage: StageConfig) -> dict[str, s
         "rows a batch": str(stage.rows),
         "mixture": ", ".join(f"{name} {weight:g}" for name, weight in stage.mixture.items()),
         "objective": stage.objective.kind,
-        "images": f"{size} pixels, {transform['mode']}" + (f", tiling {tiling.kind}" if tiling else ""),
+        "images": f"{size} pixels, {transform['mode']}"
+        + (f", tiling {tiling.kind}" if tiling else "")
+        + (", changed at random" if stage.augmentation else ""),
     }
     if virtual is not None:
         facts["virtual tokens"] = f"{virtual[1].count} before every segment, which are no part of a row"

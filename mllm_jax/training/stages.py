@@ -5,11 +5,13 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, model_validator
 
 from data_pipelines.config_class import Config
+from data_pipelines.transforms.augmentation import AugmentationConfig
 from mllm_jax.models.layers.low_rank import LowRankConfig
 from mllm_jax.models.virtual_tokens import PrefixTuningConfig, PromptTuningConfig, VirtualTokensConfig
 from mllm_jax.training.averages import AverageConfig
 from mllm_jax.training.objectives.choice import ObjectiveConfig
 from mllm_jax.training.objectives.next_token import NextTokenConfig
+from mllm_jax.training.objectives.preference import PreferenceConfig
 from mllm_jax.training.optimizers import AdamWConfig, OptimizerConfig
 from mllm_jax.training.rate_groups import RateGroupConfig
 from mllm_jax.training.schedules import ScheduleConfig, make_schedule
@@ -70,6 +72,8 @@ class StageConfig(Config):
     steps: int = Field(gt=0)
     trainable: tuple[str, ...]
     """Path patterns of the parameters that train, such as `connector/**`; `**` alone is all of them."""
+    augmentation: AugmentationConfig | None = None
+    """Random changes of the images that the stage trains on; null: none."""
     adapters: dict[str, AdapterConfig] = Field(default={})
     """Low-rank adapters that train too, by a name; a linear map that several choose has the first. What the stage
     leaves to the next one and to every reader is the model with its adapters merged. Also the virtual tokens of prompt
@@ -98,6 +102,12 @@ class StageConfig(Config):
         if self.rows % self.accumulate:
             raise ValueError(f"rows {self.rows} cannot be cut into accumulate {self.accumulate} equal parts")
         make_schedule(self.schedule, self.steps)
+        scored = isinstance(self.objective, PreferenceConfig) and self.objective.reference == "cached"
+        if self.augmentation is not None and scored:
+            raise ValueError(
+                "augmentation changes images, but objective.variant.reference cached scores unchanged ones; leave one "
+                "of them out"
+            )
         problem = self.objective.accumulation_problem(self.accumulate)
         problem = problem or self.objective.slot_problem(self.rows, self.row_length, self.images_per_row)
         if problem is not None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -13,7 +14,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from data_pipelines.loader import Loader
 from data_pipelines.positions import gather_positions
 from data_pipelines.sources.webdataset import WebDatasetConfig
-from tests.support.tiny_stream import PREPARATION, stream_config
+from tests.support.tiny_stream import PREPARATION, decode, stream_config
+
+PREPARED = replace(PREPARATION, augment=lambda data, seed: decode(data + seed.to_bytes(8)))
+"""Shows in the pixels how they would be changed at random."""
 
 
 def main(index: int, processes: int, port: str, batches: int, folder: str, out: str, saved: str) -> None:
@@ -27,7 +31,7 @@ def main(index: int, processes: int, port: str, batches: int, folder: str, out: 
     sources = {"pairs": WebDatasetConfig(shards=f"{folder}/*.tar")}
     position = json.loads(Path(saved).read_text())["position"] if saved else None
     digests = []
-    with Loader(stream_config(lanes=4), sources, PREPARATION, 8, sharding=sharding, position=position) as loader:
+    with Loader(stream_config(lanes=4), sources, PREPARED, 8, sharding=sharding, position=position) as loader:
         for _ in range(batches):
             loaded = next(loader)
             arrays = multihost_utils.process_allgather(loaded.batch, tiled=True)
