@@ -17,6 +17,9 @@ FILTERED = "filtered_"
 CUT = f"{FILTERED}tail"
 """Cause of what is cut off a record that is longer than a row."""
 
+DETAIL_LIMIT = 500
+"""Characters of what a skip says of itself."""
+
 QUOTA_FLOOR = 500
 """Records over which a share is measured at least, so that one bad record among the first ten stops nothing."""
 
@@ -28,6 +31,11 @@ class Skip:
     cause: str
     key: str
     detail: str
+    """What was found, cut where it is longer than anyone reads: data decides how long it is."""
+
+    def __post_init__(self) -> None:
+        if len(self.detail) > DETAIL_LIMIT:
+            object.__setattr__(self, "detail", f"{self.detail[:DETAIL_LIMIT]} ...")
 
 
 class QuotaExceededError(ValueError):

@@ -1,5 +1,6 @@
 """Where the images that a JSON file names are: in a folder, or in tars."""
 
+import errno
 import hashlib
 import os
 from functools import partial
@@ -10,7 +11,11 @@ import numpy as np
 from data_pipelines.quota import Skip
 from data_pipelines.record import ByteRange
 from data_pipelines.sources.tar_headers import Break, members
+from data_pipelines.sources.webdataset import encodable
 from data_pipelines.storage import Storage, is_local
+
+_NO_FILE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP})
+"""Errors that say that there is no such file, however often it is asked for."""
 
 
 class ImagePlaces(Protocol):
@@ -33,6 +38,8 @@ class FolderImages:
     def find(self, name: str, key: str) -> ByteRange | Skip:
         if not name or "\0" in name or name.startswith("/") or ".." in name.split("/") or "://" in name:
             return Skip("path_escapes" if name else "missing_image", key, f"image {name!r} below {self._folder}")
+        if not encodable(name):
+            return Skip("missing_image", key, f"no file can be called {name!r}")
         if not self._local:
             return ByteRange(f"{self._root}/{name}")
         path = os.path.realpath(os.path.join(self._root, name))
@@ -40,7 +47,9 @@ class FolderImages:
             return Skip("path_escapes", key, f"image {name!r} is a link out of {self._folder}")
         try:
             size = os.stat(path).st_size
-        except (FileNotFoundError, NotADirectoryError):
+        except OSError as error:
+            if error.errno not in _NO_FILE:
+                raise
             size = -1
         if size < 0 or not os.path.isfile(path):
             return Skip("missing_image", key, f"no file {name!r} in {self._folder}")

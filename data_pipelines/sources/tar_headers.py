@@ -14,6 +14,7 @@ _READ_AHEAD = 4096
 _ADLER_PRIME = 65521
 _EXTENSION_LIMIT = 1 << 20
 _TAIL_LIMIT = 1 << 16
+_NAME_LIMIT = 4096
 _REGULAR = frozenset((b"0", b"\0", b"7"))
 _DIRECTORY = b"5"
 _GNU_SPARSE = b"S"
@@ -118,6 +119,8 @@ def _member(
         name = name[2:]
     if name.startswith("/") or (".." in name and ".." in name.split("/")):
         refusal = "path_escapes"
+    if len(name) > _NAME_LIMIT:
+        name, refusal = f"{name[:100]}...", "name_too_long"
     data = offset + BLOCK
     return Member(begin, name, data, size, data + padded(size), refusal)
 

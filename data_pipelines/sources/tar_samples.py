@@ -7,6 +7,9 @@ from data_pipelines.sources.tar_headers import Break, ReadAt, members
 
 PICKLED = frozenset({"pyd", "pickle", "pkl"})
 
+MEMBERS_LIMIT = 1000
+"""Members of one sample; a tar whose members all share a key would not fit into memory."""
+
 
 @dataclass(slots=True)
 class TarSample:
@@ -46,8 +49,11 @@ def samples(read: ReadAt, file_size: int, start: int = 0) -> Iterator[TarSample 
             if current is not None:
                 yield current
             current = TarSample(key, member.begin, member.following, {}, None)
-        current.members[extension] = (member.offset, member.size)
         current.following = member.following
+        if len(current.members) == MEMBERS_LIMIT:
+            current.refusal = current.refusal or ("too_many_members", f"more than {MEMBERS_LIMIT} members of one key")
+            continue
+        current.members[extension] = (member.offset, member.size)
         if current.refusal is None:
             if member.refusal is not None:
                 current.refusal = (member.refusal, f"member {member.name!r}")

@@ -26,6 +26,10 @@ RESAMPLING = {
 
 
 _JPEG = b"\xff\xd8\xff"
+_SCAN = b"\xff\xda"
+"""The marker that begins a scan; compressed pixels never hold it."""
+_SCANS_LIMIT = 100
+"""Scans of a JPEG: progressive ones have about ten, and each costs a pass over all pixels however few its bytes are."""
 _METADATA = b"\xff\xe1"
 """The marker of Exif and XMP; compressed pixels never hold it."""
 
@@ -81,6 +85,7 @@ def stated_size(data: bytes, config: ImageTransformConfig) -> tuple[int, int]:
 def decode_with(data: bytes, config: ImageTransformConfig, arrange: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     """Decodes one image and returns what `arrange` makes of it, u8[H, W, 3] upright; errors as `decode_image`."""
     try:
+        _check_scans(data)
         pixels = _plain_jpeg(data, config)
         return arrange(_upright_rgb(data, config) if pixels is None else pixels)
     except ImageError:
@@ -176,6 +181,12 @@ def _check_size(size: tuple[int, int], config: ImageTransformConfig) -> None:
     pixels = max(size[0] * size[1], _largest_step(size, config))
     if pixels > config.max_pixels:
         raise ImageError("too_large", f"{size[1]} x {size[0]} takes {pixels} of {config.max_pixels} pixels")
+
+
+def _check_scans(data: bytes) -> None:
+    """Raises `ImageError` for a JPEG of so many scans that a small file would be decoded for hours."""
+    if data.startswith(_JPEG) and (scans := data.count(_SCAN)) > _SCANS_LIMIT:
+        raise ImageError("too_large", f"a JPEG of {scans} scans takes a pass over its pixels for each of them")
 
 
 def _largest_step(size: tuple[int, int], config: ImageTransformConfig) -> int:

@@ -166,6 +166,16 @@ def test_a_decompression_bomb_is_refused_by_its_header(width, height):
     assert error.value.cause == "too_large"
 
 
+def test_a_jpeg_of_endless_scans_is_refused():
+    data = encoded(picture(64, 48), "JPEG", progressive=True)
+    assert decode_image(data, ImageTransformConfig(size=(4, 4))).shape == (4, 4, 3)
+    last = data.rindex(b"\xff\xda")
+    scan = data[last : last + 2 + int.from_bytes(data[last + 2 : last + 4], "big")]
+    with pytest.raises(ImageError, match="110 scans") as error:
+        decode_image(data[:-2] + scan * 100 + data[-2:], ImageTransformConfig(size=(4, 4)))
+    assert error.value.cause == "too_large"
+
+
 @pytest.mark.parametrize(("mode", "cause"), [("squash", None), ("pad", "too_large"), ("crop", "too_large")])
 def test_a_strip_that_would_grow_huge_is_refused(mode, cause):
     data = encoded(picture(20_000, 2))

@@ -5,6 +5,11 @@ import pytest
 from data_pipelines.quota import QuotaExceededError, Skip, SkipLog, Tally, check_quota
 
 
+def test_what_a_skip_says_has_a_limit():
+    assert Skip("bad", "a:0", "x" * 9).detail == "x" * 9
+    assert len(Skip("bad", "a:0", "x" * 10**6).detail) < 600
+
+
 def tally(seen, **skipped):
     return Tally(seen, Counter(skipped))
 

@@ -26,6 +26,7 @@ def open_source(tmp_path):
     (images / "empty.png").write_bytes(b"")
     (tmp_path / "secret.png").write_bytes(b"secret")
     (images / "link.png").symlink_to(tmp_path / "secret.png")
+    (images / "around").symlink_to(images / "around")
 
     def open_with(records_or_bytes, name="chats.json", **config):
         data = records_or_bytes if isinstance(records_or_bytes, bytes) else json.dumps(records_or_bytes).encode()
@@ -94,6 +95,11 @@ def test_images_come_from_tars_too(open_source, tmp_path):
         (dict(GOOD, image="none.png"), "missing_image"),
         (dict(GOOD, image="a.png/b.png"), "missing_image"),
         (dict(GOOD, image="."), "path_escapes"),
+        (dict(GOOD, image="a\0.png"), "path_escapes"),
+        (dict(GOOD, image="x" * 300), "missing_image"),
+        (dict(GOOD, image="a/" * 3000), "missing_image"),
+        (dict(GOOD, image="\ud800.png"), "missing_image"),
+        (dict(GOOD, image="around/around.png"), "missing_image"),
         (dict(GOOD, image="empty.png"), "empty_image"),
         (dict(GOOD, image=["a.png", "b.png"]), "image_count"),
         (dict(GOOD, image=None), "image_count"),

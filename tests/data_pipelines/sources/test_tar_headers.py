@@ -55,6 +55,11 @@ def test_a_name_that_leaves_its_folder_is_refused(name):
     assert [found.refusal for found in walk(tar_bytes([(name, b"x")]))] == ["path_escapes"]
 
 
+def test_a_name_without_end_is_refused_and_cut():
+    (found,) = walk(tar_bytes([("x" * 5000, b"x")], tarfile.GNU_FORMAT))
+    assert found.refusal == "name_too_long" and len(found.name) < 200
+
+
 def test_directories_and_leading_dots_do_not_matter():
     folder = tarfile.TarInfo("folder")
     folder.type = tarfile.DIRTYPE

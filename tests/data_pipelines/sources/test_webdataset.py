@@ -1,4 +1,6 @@
 import json
+import os
+import pickle
 import tarfile
 from collections import Counter
 
@@ -75,6 +77,7 @@ JSON = "json:caption"
         ([*pair("bad", "t"), ("bad.features.pkl", b"\x80\x04.")], {}, "pickled_member"),
         ([*pair("bad", "t"), ("bad.pickle", b"\x80\x04.")], {}, "pickled_member"),
         (pair("../bad", "t"), {}, "path_escapes"),
+        ([(f"bad.{number}", b"") for number in range(1001)], {}, "too_many_members"),
         (pair("/bad", "t"), {}, "path_escapes"),
         ([("bad.jpg", b"p"), ("bad.json", b"[1]")], {"caption": JSON}, "not_an_object"),
         ([("bad.jpg", b"p"), ("bad.json", b"{")], {"caption": JSON}, "bad_json"),
@@ -90,6 +93,29 @@ def test_a_bad_sample_is_skipped_by_cause_and_the_next_is_read(tmp_path, members
     assert outcomes(source) == [cause, "good"]
     skip = next(iter(records(source)))
     assert skip.key.startswith(str(tmp_path / "00000.tar")) and skip.detail
+
+
+class Opened:
+    """Leaves a folder behind when it is unpickled."""
+
+    def __init__(self, folder):
+        self.folder = str(folder)
+
+    def __reduce__(self):
+        return os.mkdir, (self.folder,)
+
+
+@pytest.mark.parametrize("extension", ["pyd", "pkl", "pickle", "json", "txt", "jpg", "npy", "pth", "cls"])
+def test_nothing_is_unpickled(tmp_path, extension):
+    pickled = pickle.dumps(Opened(tmp_path / "opened"))
+    source = shard(tmp_path, [*pair("a", "t"), (f"a.{extension}", pickled), *GOOD], caption=(JSON, "txt"))
+    for record in records(source):
+        if isinstance(record, Record):
+            image = Storage().read_range(record.turns[0].parts[0].source)
+            assert image.startswith(b"pixels") or image == pickled
+    assert not (tmp_path / "opened").exists()
+    pickle.loads(pickled)
+    assert (tmp_path / "opened").exists()
 
 
 def test_a_link_is_refused_with_its_sample(tmp_path):
