@@ -7,7 +7,7 @@ _PASSING_STATUS = frozenset({408, 425, 429})
 """Of the statuses from 400 to 499 those that say that the same request may succeed later."""
 
 
-_EXTRAS = {"http": "https", "https": "https", "gs": "gs", "gcs": "gs", "s3": "s3", "s3a": "s3"}
+EXTRAS = {"http": "https", "https": "https", "gs": "gs", "gcs": "gs", "s3": "s3", "s3a": "s3"}
 """Scheme -> the extra of this project that installs what reads it."""
 
 
@@ -42,7 +42,7 @@ def as_os_errors(path: str) -> Iterator[None]:
     except OSError:
         raise
     except ImportError as error:
-        extra = _EXTRAS.get(path.partition("://")[0])
+        extra = EXTRAS.get(path.partition("://")[0])
         advice = f"pip install 'mllm_jax[{extra}]'" if extra else str(error)
         raise UnreadableError(f"what reads {path} is not installed: {advice}") from error
     except Exception as error:

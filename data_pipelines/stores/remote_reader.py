@@ -196,4 +196,4 @@ class RemoteReader:
 
 
 def _range(path: str, start: int, end: int) -> str:
-    return f"{path}, bytes {start} to {end - 1},"
+    return f"{path} (bytes {start} to {end - 1})"

@@ -234,7 +234,7 @@ def test_an_image_that_says_it_is_huge_is_refused_and_takes_no_memory(format):
     with bounded():
         with pytest.raises(ImageError) as error:
             decode_image(claiming(format), ImageTransformConfig())
-        assert error.value.cause in ("too_large", "corrupt")
+        assert error.value.cause == "too_large"
 
 
 @pytest.mark.parametrize("kind", [b"zTXt", b"iCCP"])
