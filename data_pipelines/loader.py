@@ -42,14 +42,14 @@ class Preparation:
     """(H, W) in pixels of a slot: of what `decode` returns, or of a tile."""
     tiled: TiledImages | None = None
     """Takes the place of `decode` where images are tiled, and `render` gives records with layouts."""
-    augment: Callable[[bytes, int], np.ndarray] | None = None
-    """Takes the place of `decode` where a stage changes images at random, and has the image's seed besides."""
     instruction_tokens: int = 0
     """Longest instruction of an image, which `render` gives records; 0: it gives none."""
     preferences: bool = False
     """Whether `render` gives preference pairs."""
     references: bool = False
     """Whether it gives them with the scores of a reference model."""
+    augment: Callable[[bytes, int], np.ndarray] | None = None
+    """Takes the place of `decode` where a stage changes images at random, and has the image's seed besides."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,8 +22,12 @@ from data_pipelines.loader import Loader
 from data_pipelines.quota import Skip
 from data_pipelines.record import ImagePart, Record
 from data_pipelines.sources.llava_json import LlavaJsonConfig
+from data_pipelines.sources.mmc4 import Mmc4Config
+from data_pipelines.sources.obelics import ObelicsConfig
 from data_pipelines.sources.preference_json import PreferenceJsonConfig
+from data_pipelines.sources.records import RecordsConfig
 from data_pipelines.sources.source import Source, records
+from data_pipelines.sources.tar_index_files import index_path, make_index
 from data_pipelines.sources.webdataset import WebDatasetConfig
 from data_pipelines.storage import Storage
 from data_pipelines.transforms.image import ImageTransformConfig, decode_image
@@ -88,7 +92,7 @@ def read_all(source: Source, storage: Storage, most: int) -> list[Record | Skip]
         for turn in one.turns:
             for part in turn.parts:
                 if isinstance(part, ImagePart):
-                    decoded(storage.read_range(part.source))
+                    decoded(storage.read_image(part.source))
                 else:
                     part.text.encode()
     return found
@@ -101,6 +105,7 @@ def any_tar(data: bytes) -> None:
         for config in (
             WebDatasetConfig(shards=str(path)),
             WebDatasetConfig(shards=str(path), caption=("json:caption", "txt"), filters={"width": {"at_least": 10}}),
+            RecordsConfig(shards=str(path)),
         ):
             source = config.open(storage)
             found = read_all(source, storage, len(data) // 512 + 1)
@@ -108,6 +113,9 @@ def any_tar(data: bytes) -> None:
             assert len(found) == len(walked)
             for entry in walked:
                 assert source.locate(0, entry.place) == entry
+            make_index(str(path), None, storage)
+            assert read_all(config.open(storage), storage, len(found)) == found
+            Path(index_path(str(path), None)).unlink()
 
 
 def any_json(data: bytes, name: str) -> None:
@@ -116,8 +124,14 @@ def any_json(data: bytes, name: str) -> None:
         path.write_bytes(data)
         (Path(folder) / "images").mkdir()
         (Path(folder) / "images" / "a.png").write_bytes(IMAGES["PNG"][0])
-        for kind in (LlavaJsonConfig, PreferenceJsonConfig):
-            read_all(kind(files=str(path), images=f"{folder}/images").open(storage), storage, len(data) + 1)
+        places = {"files": str(path), "images": f"{folder}/images"}
+        for config in (
+            LlavaJsonConfig(**places),
+            PreferenceJsonConfig(**places),
+            Mmc4Config(**places, similarity={"at_least": 0.2}, missing_images="leave_out"),
+            ObelicsConfig(**places, image_names="names"),
+        ):
+            read_all(config.open(storage), storage, len(data) + 1)
 
 
 def any_image(data: bytes) -> None:
@@ -136,24 +150,35 @@ IMAGE_BYTES = st.one_of([mutated(seeds, repaired_png) for seeds in IMAGES.values
 TALK = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "That."}]
 RECORD = {"id": "1", "image": "a.png", "conversations": TALK}
 PAIR = {"prompt": "What?", "chosen": "That.", "rejected": "This.", "image": "a.png"}
-LINES = [json.dumps(value).encode() for value in (RECORD, PAIR, RECORD)]
+MMC4 = {
+    "text_list": ["One.", "Two."],
+    "image_info": [{"image_name": "a.png", "matched_text_index": 1, "matched_sim": 0.3}],
+    "similarity_matrix": [[0.1, 0.3]],
+}
+INLINE = {**MMC4, "image_info": [{"image_base64": "iVBORw0KGgo=", "matched_text_index": 0}]}
+OBELICS = {"images": ["http://a/b.png", None], "texts": [None, "One."], "names": ["a.png", None]}
+BASES = [RECORD, PAIR, MMC4, INLINE, OBELICS]
+LINES = [json.dumps(value).encode() for value in BASES]
 JSONS = [b"[" + b",\n ".join(LINES) + b"]", b"\xef\xbb\xbf" + b"\n".join(LINES), b"\r\n\r\n".join(LINES)]
 NAMES = st.sampled_from(["a.png", "../a.png", "/etc/passwd", "a\0b", "\ud800.png", "x" * 300, "a/" * 3000, "", "."])
+INNER = ["from", "value", "image", "image_name", "image_base64", "matched_text_index"]
 VALUES = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=9), NAMES, st.just(TALK)),
     lambda inner: (
         st.lists(inner, max_size=4)
-        | st.dictionaries(st.sampled_from(["from", "value", "image", "content", "type"]), inner, max_size=4)
+        | st.dictionaries(
+            st.sampled_from(INNER),
+            inner,
+            max_size=4,
+        )
     ),
     max_leaves=12,
 )
-KEYS = st.sampled_from(
-    ["image", "images", "conversations", "prompt", "chosen", "rejected", "reference", "id", "question"]
-)
+KEYS = st.sampled_from(sorted({key for base in BASES for key in base} | {"reference", "question", "images"}))
 ODD_RECORDS = st.lists(
     st.builds(
         lambda base, changes: json.dumps(base | changes).encode(),
-        st.sampled_from([RECORD, PAIR]),
+        st.sampled_from(BASES),
         st.dictionaries(KEYS, VALUES, max_size=3),
     ),
     max_size=3,

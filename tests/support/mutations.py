@@ -10,7 +10,11 @@ import numpy as np
 from hypothesis import strategies as st
 from PIL import Image
 
+from data_pipelines.record import ImageBytes, ImagePart, Record, TextPart, Turn
+from data_pipelines.sources.record_json import members_of
 from tests.support.tiny_stream import tar_bytes
+
+ANSWER = Turn("assistant", (TextPart("That."),), True)
 
 LENGTHS = (0, 1, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
 """Values that lengths are replaced by."""
@@ -157,10 +161,12 @@ def small_images() -> dict[str, list[bytes]]:
 
 
 def small_tars(image: bytes) -> list[bytes]:
-    """Tars of image-text pairs in all formats of headers."""
+    """Tars of image-text pairs and a record of another kind, in all formats of headers."""
     members = [
         *[("000.png", image), ("000.txt", b"one"), ("000.json", b'{"caption": "one", "width": 20, "height": 13}')],
         *[("folder/" * 20 + "001.png", image), ("folder/" * 20 + "001.txt", "bücher".encode())],
         *[("002.txt", b"two"), ("002.json", b'{"caption": "two", "width": 9}'), ("002.png", image)],
     ]
+    whole = Record("", (Turn("user", (ImagePart(ImageBytes(image)), TextPart("What?")), False), ANSWER), ANSWER)
+    members += [(f"003.{name}", data) for name, data in members_of(whole, lambda source: source.data)]
     return [tar_bytes(members, format) for format in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)]
