@@ -12,6 +12,7 @@ import jax
 from data_pipelines.batch import Batch
 from data_pipelines.loader import Loader, Preparation
 from data_pipelines.loader_speed import LoaderSpeed, loader_speed, without_decoding
+from data_pipelines.storage import Storage
 from mllm_jax.assemble import make_ingredients
 from mllm_jax.config import RunConfig, stage_named
 from mllm_jax.config_errors import suggest
@@ -108,7 +109,7 @@ def bench(config: RunConfig, stage_name: str | None, seconds: float, wanted: Wan
     stage = stage_named(config, stage_name)
     cost = None if wanted is None else _step_cost(config, stage)
     data, counts = data_side(config), Counter[str]()
-    preparation = data.preparation(stage)
+    preparation = data.preparation(stage, Storage(data.config.data.storage))
 
     def note(batch: Batch) -> None:
         counts.update({name: float(count) for name, count in batch_counts(batch).items()})

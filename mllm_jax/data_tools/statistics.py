@@ -66,7 +66,8 @@ def stage_statistics(
     """
     if limit is not None and limit < 1:
         raise ValueError(f"--records: found {limit}, expected at least 1")
-    storage, language, preparation = Storage(), language_identifier(), data.preparation(stage)
+    storage, language = Storage(data.config.data.storage), language_identifier()
+    preparation = data.preparation(stage, storage)
     stream = data.config.data.stream(stage.mixture, stage.row_length, stage.images_per_row)
     transform = ImageTransformConfig.model_validate(data.config.model.image_transform)
     reader = Reader(
