@@ -26,6 +26,8 @@ from mllm_jax.evaluation.evaluate import EvaluationConfig, evaluate
 from mllm_jax.evaluation.metrics import total, total_by_kind
 from mllm_jax.interop.imported_folder import write_imported
 from mllm_jax.interop.model_folder import load_model
+from mllm_jax.models.fused import encoder_parts
+from mllm_jax.models.multimodal import MultimodalConfig
 
 ROOT = Path(__file__).parents[1]
 CONFIGS, PAGE, CURVES = ROOT / "configs", ROOT / "docs" / "curves.md", ROOT / "docs" / "curves"
@@ -111,18 +113,25 @@ def _beginning(name: str, runs: Path) -> list[str]:
     model = load_run(CONFIGS / f"{name}.yaml", ["variant=tiny"]).model
     shapes = json.dumps([model.encoder.model_dump(mode="json"), model.decoder.model_dump(mode="json")])
     output = runs / "backbones" / hashlib.sha256(shapes.encode()).hexdigest()[:12]
-    begins = [f"model.{part}.weights={output / part}" for part in ("encoder", "decoder")]
-    if (output / "decoder").is_dir():
+    towers = [f"fused_with.{number}.weights" for number in range(len(model.encoder.fused_with))]
+    keys = [f"encoder.{key}" for key in ("weights", *towers)] + ["decoder.weights"]
+    folders = [output / key.removesuffix(".weights").replace(".", "_") for key in keys]
+    begins = [f"model.{key}={folder}" for key, folder in zip(keys, folders, strict=True)]
+    if folders[-1].is_dir():
         return begins
     changes = ["variant=tiny", f"output={output}", f"stages={json.dumps(BACKBONES)}"]
     # Whatever the recipe's own connector is: this one is thrown away.
     changes += ["model.connector={kind: mlp}", "model.tiling=null", "model.instruction_tokenizer=null"]
     _train(load_run(CONFIGS / f"{name}.yaml", changes))
     loaded = load_model(output)
-    for part in ("encoder", "decoder"):
-        description = loaded.description.model_copy(update={"model": getattr(loaded.config, part)})
-        leaves = flatten_dict(jax.device_get(loaded.parameters[part]), sep="/")
-        write_imported(output / part, description, leaves.items(), loaded.tokenizer)
+    assert isinstance(loaded.config, MultimodalConfig)
+    parts = {("encoder", *path): part for path, part in encoder_parts(loaded.config.encoder).items()}
+    parts[("decoder",)] = loaded.config.decoder
+    parameters = flatten_dict(jax.device_get(loaded.parameters))
+    for folder, (path, part) in zip(folders, parts.items(), strict=True):
+        description = loaded.description.model_copy(update={"model": part})
+        leaves = {"/".join(key[len(path) :]): leaf for key, leaf in parameters.items() if key[: len(path)] == path}
+        write_imported(folder, description, leaves.items(), loaded.tokenizer)
     return begins
 
 
