@@ -1,28 +1,19 @@
 """docs/curves.md says what its files say, of every recipe, and each of them learned something."""
 
-import importlib.util
 import json
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+
+from tests.support.benchmark_modules import benchmark
 
 ROOT = Path(__file__).parents[1]
 CURVES = ROOT / "docs" / "curves"
 RECIPES = sorted(path.stem for path in (ROOT / "configs").glob("*.yaml") if path.stem not in ("demo", "nano"))
 
 
-@pytest.fixture(scope="module")
-def writer() -> ModuleType:
-    """The script that writes the page."""
-    spec = importlib.util.spec_from_file_location("reference_curves", ROOT / "benchmarks" / "reference_curves.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_the_page_is_what_the_files_say(writer: ModuleType) -> None:
+def test_the_page_is_what_the_files_say() -> None:
+    writer = benchmark("reference_curves")
     assert writer.PAGE.read_text(encoding="utf-8") == writer.page(writer.read_files())
 
 

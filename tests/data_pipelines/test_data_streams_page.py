@@ -1,11 +1,12 @@
 """docs/data_streams.md: the table of the shuffle is what the benchmark measures, to the digit."""
 
-import importlib.util
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from tests.support.benchmark_modules import benchmark
 
 ROOT = Path(__file__).parents[2]
 ROW = re.compile(r"^\| (\d+) \| (\d+) \| (\d+) \| (\d+) \| ([\d.]+) \| ([\d.]+) \|$", re.MULTILINE)
@@ -13,20 +14,13 @@ ROWS = ROW.findall((ROOT / "docs" / "data_streams.md").read_text(encoding="utf-8
 SHARDS, SAMPLES, BATCH, BATCHES = 64, 2000, 256, 50
 
 
-@pytest.fixture(scope="module")
-def shuffle():
-    spec = importlib.util.spec_from_file_location("shuffle", ROOT / "benchmarks" / "shuffle.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_there_are_rows():
     assert len(ROWS) >= 6
 
 
 @pytest.mark.parametrize("row", ROWS, ids="-".join)
-def test_a_row_is_what_is_measured(shuffle, row):
+def test_a_row_is_what_is_measured(row):
+    shuffle = benchmark("shuffle")
     lanes, open_shards, window, shards = map(int, row[:4])
     draw = shuffle.drawn(shuffle.Numbered(SHARDS, SAMPLES), lanes, open_shards, window)
     batches = [np.array([draw() for _ in range(BATCH)]) for _ in range(BATCHES)]
