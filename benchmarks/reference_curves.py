@@ -208,8 +208,8 @@ in nats a supervised token (an image and its text, or a pair of answers, where s
 of digits that were never trained on. What a recipe has learned stands behind its last stage, or behind that with a
 score of its own: the share of held-out questions answered right (what digit, what colour, how many), the loss of
 held-out captions, both beside the same model shown a blank image; of a batch's 32 held-out images the share whose text
-is found, and how often a pair is told from one of a wrong text or image (half, by chance); how often the better answer
-is the likelier one.
+is found (3 %, by chance), and how often pairs and twice as many wrong ones are told apart (two thirds, by chance); how
+often the better of two answers gains more than the worse.
 
 | recipe | stage | steps | held-out loss, first to last | learned | blank image |
 |---|---|---|---|---|---|
