@@ -190,7 +190,7 @@ def draw(curve: Curve, path: Path) -> None:
         axis.plot(stage.steps, stage.loss, color="0.7", label="training")
         axis.plot(stage.held_out_steps, stage.held_out, color="C0", marker="o", markersize=3, label="held out")
         axis.set(title=stage.name, xlabel="step", ylabel="loss")
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(0, 1.25 * max(stage.held_out))  # What held-out losses do; training begins above the picture.
     axes[0][0].legend(frameon=False)
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})
