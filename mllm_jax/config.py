@@ -12,9 +12,10 @@ from data_pipelines.config_class import Config
 from data_pipelines.lanes import LaneConfig, StreamConfig
 from data_pipelines.sources.choice import HOLDS_PAIRS, SourceConfig
 from data_pipelines.storage import Storage, StorageConfig
+from data_pipelines.suggestion import suggest
 from data_pipelines.transforms.templates import TEMPLATES
 from mllm_jax.checkpoint.checkpointer import CheckpointConfig
-from mllm_jax.config_errors import sentences, suggest
+from mllm_jax.config_errors import sentences
 from mllm_jax.interop.hub import local_folder
 from mllm_jax.model_choice import ModelChoice, complete_architectures
 from mllm_jax.models.connectors.choice import instruction_tokens

@@ -1,20 +1,13 @@
 """Turns validation errors into sentences: where it was written, the key path, what was found, what is allowed."""
 
-import difflib
 import types
-from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from data_pipelines.suggestion import suggest
 from mllm_jax.run_file import KeyPath, RawRun, format_key
-
-
-def suggest(name: str, allowed: Iterable[str]) -> str:
-    """` Did you mean "x"?` when a name is close to an allowed one, else an empty string."""
-    close = difflib.get_close_matches(str(name), list(allowed), n=1, cutoff=0.5)
-    return f" Did you mean {close[0]!r}?" if close else ""
 
 
 def sentences(

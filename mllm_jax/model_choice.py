@@ -7,9 +7,10 @@ from typing import Any, TypeVar
 from pydantic import Field, ValidationError
 
 from data_pipelines.config_class import Config
+from data_pipelines.suggestion import suggest
 from data_pipelines.transforms.image import ImageTransformConfig, mean_colour
 from data_pipelines.transforms.tiling import TilingConfig
-from mllm_jax.config_errors import sentences, suggest
+from mllm_jax.config_errors import sentences
 from mllm_jax.interop.backbones import architecture_of
 from mllm_jax.models.connectors.choice import ConnectorConfig
 from mllm_jax.models.decoder import DecoderConfig

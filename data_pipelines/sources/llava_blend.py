@@ -1,6 +1,5 @@
 """Blends of LLaVA JSON files, as LLaVA-NeXT and OneVision write them: a YAML file names each and how much of it."""
 
-import math
 import os
 import re
 from dataclasses import dataclass
@@ -9,16 +8,19 @@ from typing import Any, Literal
 import numpy as np
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError, field_validator
+from pydantic_core import ErrorDetails
 
 from data_pipelines.config_class import Config
 from data_pipelines.permutation import seed_of, shuffled
+from data_pipelines.sources.conversation import shown
 from data_pipelines.sources.json_files import JsonFilesConfig
 from data_pipelines.sources.llava_json import LlavaJsonSource
 from data_pipelines.sources.shard_list import expand
 from data_pipelines.storage import Storage
+from data_pipelines.suggestion import suggest
 
 _STRATEGY = re.compile(r"(first|end|random):(\d+)(%?)")
-_SAID = "all, or first, end or random with a number or a percentage, as first:1000 or random:10%"
+_NAMES = ("all", "first", "end", "random")
 
 
 class BlendedFile(Config):
@@ -32,20 +34,24 @@ class BlendedFile(Config):
     @field_validator("sampling_strategy")
     @classmethod
     def _known(cls, strategy: str) -> str:
-        if strategy != "all" and not _STRATEGY.fullmatch(strategy):
-            raise ValueError(f"found {strategy!r}, expected {_SAID}")
-        return strategy
+        found = _STRATEGY.fullmatch(strategy)
+        if strategy == "all" or (found and not (found[3] and int(found[2]) > 100)):
+            return strategy
+        name = strategy.partition(":")[0]
+        near = "" if name in _NAMES else suggest(name, _NAMES)
+        known = "first, end or random with a number or a percentage up to 100, as first:1000 or random:10%"
+        raise ValueError(f"found {strategy!r}, expected all, or {known}.{near}")
 
-    def chosen(self, count: int, seed: int) -> np.ndarray:
-        """Returns i64[n], the numbers of the records taken of a file of `count`, ascending."""
+    def chosen(self, count: int, seed: int) -> range | np.ndarray:
+        """Returns the numbers of the records taken of a file of `count`, ascending; of random ones i64[n]."""
         found = _STRATEGY.fullmatch(self.sampling_strategy)
         if found is None:
-            return np.arange(count)
+            return range(count)
         asked = int(found[2])
-        size = min(count, math.ceil(asked * count / 100) if found[3] else asked)
+        size = min(count, -(-asked * count // 100) if found[3] else asked)
         if found[1] == "random":
             return np.sort(shuffled(count, seed)[:size])
-        return np.arange(size) if found[1] == "first" else np.arange(count - size, count)
+        return range(size) if found[1] == "first" else range(count - size, count)
 
 
 class LlavaBlendConfig(JsonFilesConfig):
@@ -78,7 +84,24 @@ class _Part:
 
 
 def read_blend(path: str, folder: str | None) -> list[_Part]:
-    """Returns the files that a YAML file names, in order; raises as `LlavaBlendConfig.open`."""
+    """Returns the files that a YAML file names, in order; raises as `LlavaBlendConfig.open`, of every fault at once."""
+    below, entries = os.path.dirname(path) if folder is None else folder, _entries(path)
+    parts: list[_Part] = []
+    missing: list[str] = []
+    for number, each in enumerate(entries):
+        try:
+            parts += [_Part(found, each) for found in expand(os.path.join(below, each.json_path), "files")]
+        except FileNotFoundError as error:
+            missing.append(f"datasets.{number}.json_path: {error}")
+    if missing:
+        relative = f"A json_path is relative to {below or 'the working directory'}; `folder` says otherwise."
+        raise FileNotFoundError(f"{path}: {'; '.join(missing)}. {relative}")
+    if not parts:
+        raise ValueError(f"{path}: datasets names no file")
+    return parts
+
+
+def _entries(path: str) -> list[BlendedFile]:
     try:
         with open(path, encoding="utf-8") as file:
             said = yaml.safe_load(file)
@@ -90,16 +113,21 @@ def read_blend(path: str, folder: str | None) -> list[_Part]:
         found = ", ".join(map(str, said)) if isinstance(said, dict) else type(said).__name__
         raise ValueError(f"{path}: found {found}, expected one key, datasets")
     try:
-        entries = TypeAdapter(list[BlendedFile]).validate_python(said["datasets"])
+        return TypeAdapter(list[BlendedFile]).validate_python(said["datasets"])
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(str(step) for step in first["loc"])
-        raise ValueError(f"{path}: datasets.{place}: {first['msg'].removeprefix('Value error, ')}") from None
-    below = os.path.dirname(path) if folder is None else folder
-    parts = [_Part(found, each) for each in entries for found in expand(os.path.join(below, each.json_path), "files")]
-    if not parts:
-        raise ValueError(f"{path}: datasets names no file")
-    return parts
+        raise ValueError(f"{path}: " + "; ".join(map(_sentence, error.errors(include_url=False)))) from None
+
+
+def _sentence(fault: ErrorDetails) -> str:
+    place = ".".join(("datasets", *map(str, fault["loc"])))
+    if fault["type"] == "extra_forbidden":
+        keys = BlendedFile.model_fields
+        return f"{place}: unknown key.{suggest(str(fault['loc'][-1]), keys)} Keys here: {', '.join(keys)}."
+    if fault["type"] == "missing":
+        return f"{place}: this key is needed"
+    if fault["type"] == "value_error":
+        return f"{place}: {fault['ctx']['error']}"
+    return f"{place}: found {shown(fault['input'])}; {fault['msg']}"
 
 
 class LlavaBlendSource(LlavaJsonSource):
@@ -109,9 +137,11 @@ class LlavaBlendSource(LlavaJsonSource):
         parts = read_blend(config.files, config.folder)
         super().__init__(config, storage, tuple(part.path for part in parts))
         self._strategies = [part.entry.sampling_strategy for part in parts]
+        # Where a file breaks off is told whatever part of it is taken: its rest is lost to every strategy.
+        self._broken = [len(spans) > 0 and int(spans[-1, 1]) < 0 for spans in self._spans]
         self._chosen = [
-            part.entry.chosen(len(spans), seed_of(config.seed, "blend", number))
-            for number, (part, spans) in enumerate(zip(parts, self._spans, strict=True))
+            part.entry.chosen(len(spans) - broken, seed_of(config.seed, "blend", number))
+            for number, (part, spans, broken) in enumerate(zip(parts, self._spans, self._broken, strict=True))
         ]
         self._seed = config.seed
 
@@ -119,7 +149,8 @@ class LlavaBlendSource(LlavaJsonSource):
         return super().fingerprint() | {"strategies": self._strategies, "seed": self._seed}
 
     def count(self, shard: int) -> int:
-        return len(self._chosen[shard])
+        return len(self._chosen[shard]) + self._broken[shard]
 
     def number(self, shard: int, place: int) -> int:
-        return int(self._chosen[shard][place])
+        chosen = self._chosen[shard]
+        return int(chosen[place]) if place < len(chosen) else len(self._spans[shard]) - 1

@@ -13,9 +13,9 @@ from data_pipelines.batch import Batch
 from data_pipelines.loader import Loader, Preparation
 from data_pipelines.loader_speed import LoaderSpeed, loader_speed, without_decoding
 from data_pipelines.storage import Storage
+from data_pipelines.suggestion import suggest
 from mllm_jax.assemble import make_ingredients
 from mllm_jax.config import RunConfig, stage_named
-from mllm_jax.config_errors import suggest
 from mllm_jax.data_side import DataSide, data_side
 from mllm_jax.parallel.mesh import MeshConfig, make_mesh
 from mllm_jax.training.flops import StepCost

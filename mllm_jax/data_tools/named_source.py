@@ -4,7 +4,8 @@ from pydantic import ValidationError
 
 from data_pipelines.config_class import Config
 from data_pipelines.sources.choice import SourceConfig, source_of_path
-from mllm_jax.config_errors import sentences, suggest
+from data_pipelines.suggestion import suggest
+from mllm_jax.config_errors import sentences
 from mllm_jax.run_file import RunFileError, read_run_file
 
 _RUN_FILES = (".yaml", ".yml")

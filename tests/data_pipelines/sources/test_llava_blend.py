@@ -4,7 +4,7 @@ import json
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.sources.llava_blend import BlendedFile, LlavaBlendConfig
@@ -53,22 +53,54 @@ def test_a_random_part_is_the_same_every_time_and_another_with_another_seed(blen
     assert blend(half).open(Storage()).fingerprint() != blend(half, seed=1).open(Storage()).fingerprint()
 
 
-@given(count=st.integers(0, 50), size=st.integers(0, 120), percent=st.booleans(), seed=st.integers(0, 9))
+@given(count=st.integers(0, 50), size=st.integers(0, 100), percent=st.booleans(), seed=st.integers(0, 9))
 def test_a_part_holds_each_record_once_and_as_many_as_asked(count, size, percent, seed):
     wanted = min(count, math.ceil(size * count / 100) if percent else size)
     for name in ("first", "end", "random"):
         entry = BlendedFile(json_path="x", sampling_strategy=f"{name}:{size}{'%' * percent}")
-        chosen = entry.chosen(count, seed).tolist()
+        chosen = list(entry.chosen(count, seed))
         assert len(chosen) == wanted and sorted(set(chosen)) == chosen and set(chosen) <= set(range(count))
-    assert BlendedFile(json_path="x").chosen(count, seed).tolist() == list(range(count))
+    assert list(BlendedFile(json_path="x").chosen(count, seed)) == list(range(count))
 
 
-def test_walk_count_and_locate_agree(blend):
-    source = blend({"json_path": "parts/one.json", "sampling_strategy": "random:7"}).open(Storage())
-    entries = list(source.walk(0))
-    assert [entry.place for entry in entries] == list(range(source.count(0))) == list(range(7))
-    assert [source.locate(0, entry.place) for entry in entries] == entries
-    assert list(source.walk(0, 4)) == entries[4:]
+@given(count=st.integers(0, 50), size=st.integers(0, 50))
+def test_the_first_and_the_other_last_records_are_disjoint_and_together_all(count, size):
+    first = BlendedFile(json_path="x", sampling_strategy=f"first:{size}").chosen(count, 0)
+    last = BlendedFile(json_path="x", sampling_strategy=f"end:{max(0, count - size)}").chosen(count, 0)
+    assert [*first, *last] == list(range(count))
+
+
+STRATEGIES = ["all", *(f"{name}:{size}" for name in ("first", "end", "random") for size in (0, 4, "30%"))]
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    strategies=st.lists(st.sampled_from(STRATEGIES), min_size=1, max_size=4),
+    start=st.integers(0, 12),
+    seed=st.integers(0, 3),
+)
+def test_walk_count_and_locate_agree_and_keys_say_where_a_record_stands(blend, strategies, start, seed):
+    names = ["parts/one.json", "parts/two.jsonl"] * 2
+    datasets = [{"json_path": name, "sampling_strategy": each} for name, each in zip(names, strategies, strict=False)]
+    source = blend(*datasets, seed=seed).open(Storage())
+    for shard in range(len(strategies)):
+        entries = list(source.walk(shard))
+        assert [entry.place for entry in entries] == list(range(source.count(shard)))
+        assert [source.locate(shard, entry.place) for entry in entries] == entries
+        assert list(source.walk(shard, start)) == entries[start:]
+        found = [source.read(entry) for entry in entries]
+        assert [record.turns[1].parts[0].text for record in found] == [
+            record.key.rpartition(":")[2] for record in found
+        ]
+
+
+def test_where_a_file_breaks_off_is_told_whatever_part_of_it_is_taken(blend, tmp_path):
+    file = tmp_path / "parts" / "one.json"
+    file.write_bytes(file.read_bytes()[:-30])
+    for strategy, places in (("first:2", [0, 1]), ("end:2", [7, 8]), ("random:0", []), ("first:100%", range(9))):
+        found = list(records(blend({"json_path": "parts/one.json", "sampling_strategy": strategy}).open(Storage())))
+        assert [record.key.rpartition(":")[2] for record in found] == [*map(str, places), "9"]
+        assert found[-1].cause == "truncated"
 
 
 @pytest.mark.parametrize(
@@ -76,11 +108,22 @@ def test_walk_count_and_locate_agree(blend):
     [
         (
             [{"json_path": "parts/one.json", "sampling_strategy": "frist:3"}],
-            r"datasets\.0\.sampling_strategy: found 'frist:3', expected all, or first",
+            r"datasets\.0\.sampling_strategy: found 'frist:3', expected all, or first.*Did you mean 'first'",
         ),
-        ([{"json_path": "parts/one.json", "strategy": "all"}], r"datasets\.0\.strategy"),
-        ([{"sampling_strategy": "all"}], r"datasets\.0\.json_path"),
-        ([{"json_path": "parts/none.json"}], "none.json"),
+        ([{"json_path": "parts/one.json", "sampling_strategy": "end:101%"}], "found 'end:101%'.*percentage up to 100"),
+        ([{"json_path": "parts/one.json", "sampling_strategy": 3}], r"datasets\.0\.sampling_strategy: found 3"),
+        (
+            [{"json_path": "parts/one.json", "sampling_stategy": "all"}],
+            r"datasets\.0\.sampling_stategy: unknown key\. Did you mean 'sampling_strategy'\?",
+        ),
+        (
+            [{"sampling_strategy": "all"}, {"json_path": "x", "sampling_strategy": "some"}],
+            r"datasets\.0\.json_path: this key is needed; datasets\.1\.sampling_strategy: found 'some'",
+        ),
+        (
+            [{"json_path": "parts/none.json"}, {"json_path": "parts/one.json"}, {"json_path": "*.jsonl"}],
+            r"datasets\.0\.json_path: .*none\.json; datasets\.2\.json_path: .*no file matches.*relative to",
+        ),
         ([], "names no file"),
     ],
 )
