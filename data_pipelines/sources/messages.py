@@ -8,7 +8,10 @@ Message = dict[str, Any]
 """`{"from", "value"}`; what they hold is left to `turns_of` to judge."""
 
 IMAGE_PARTS = ("image", "image_url")
-"""Types of the parts of a content that are images, and the keys under which such a part may name its image."""
+"""Types of the parts of a content that are images."""
+
+_NAMES = ("image", "image_url", "path", "url")
+"""Keys under which such a part may name its image, the first that is there."""
 
 
 def messages_of(said: Any, role: str) -> list[Message]:
@@ -32,11 +35,11 @@ def messages_of(said: Any, role: str) -> list[Message]:
 def named_images(said: Any) -> list[str]:
     """Returns the names of the images that parts of messages name, in order: `{type: image, image: NAME}`, or
     `{type: image_url, image_url: {url: NAME}}`."""
-    contents = [each.get("content", each.get("value")) for each in said or () if isinstance(each, dict)]
+    messages = said if isinstance(said, list) else []
+    contents = [each.get("value", each.get("content")) for each in messages if isinstance(each, dict)]
     parts = [part for content in contents if isinstance(content, list) for part in content if isinstance(part, dict)]
-    named = [part.get(key) for part in parts if part.get("type") in IMAGE_PARTS for key in IMAGE_PARTS if key in part]
-    names = [each.get("url") if isinstance(each, dict) else each for each in named]
-    return [name for name in names if isinstance(name, str)]
+    named = [_name(part) for part in parts if part.get("type") in IMAGE_PARTS]
+    return [name for name in named if isinstance(name, str)]
 
 
 def with_marks(messages: list[Message], images: int) -> list[Message]:
@@ -56,3 +59,8 @@ def _text(content: Any) -> Any:
         return content
     texts = [IMAGE_MARK if part.get("type") in IMAGE_PARTS else part.get("text") for part in content]
     return "\n".join(texts) if all(isinstance(text, str) for text in texts) else content  # type: ignore[arg-type]
+
+
+def _name(part: dict[str, Any]) -> Any:
+    named = next((part[key] for key in _NAMES if part.get(key)), None)
+    return named.get("url") if isinstance(named, dict) else named

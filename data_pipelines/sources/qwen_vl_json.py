@@ -5,12 +5,13 @@ from typing import Any, Literal
 
 from data_pipelines.quota import Skip
 from data_pipelines.record import Record
-from data_pipelines.sources.conversation import IMAGE_MARK, turns_of
+from data_pipelines.sources.conversation import IMAGE_MARK, shown, turns_of
 from data_pipelines.sources.json_files import JsonFiles, JsonFilesConfig
 from data_pipelines.sources.messages import messages_of
 from data_pipelines.storage import Storage
 
 _PICTURE = re.compile(r"(?:Picture \d+:\s*)?<img>(.*?)</img>", re.DOTALL)
+_TAG = re.compile("</?img>")
 
 
 class QwenVlJsonConfig(JsonFilesConfig):
@@ -43,6 +44,9 @@ class QwenVlJsonSource(JsonFiles):
         if any(IMAGE_MARK in str(message["value"]) for message in said):
             return Skip("image_count", key, f"{IMAGE_MARK} stands in the text, where images are <img>NAME</img>")
         messages = [{**message, "value": marked(message["value"])} for message in said]
+        left = next((str(each["value"]) for each in messages if _TAG.search(str(each["value"]))), None)
+        if left is not None:
+            return Skip("image_count", key, f"<img> and </img> do not come in pairs: {shown(left)}")
         images = self.images(names, key)
         turns = images if isinstance(images, Skip) else turns_of(messages, images, key)
         return turns if isinstance(turns, Skip) else Record(key, turns)

@@ -18,8 +18,9 @@ class ShareGptJsonConfig(JsonFilesConfig):
 
     `conversations` of `{from, value}` may stand in the place of `messages`, and `image` in that of `images`. Contents
     are texts with `<image>` marks, or lists of parts `{type: text, text}` and `{type: image}`, which may name their
-    image (`image: NAME`, or `image_url: {url: NAME}`) where the conversation lists none. Images that nothing marks
-    stand before the first question. A name is a path below the folder or in the tars; no URL is ever fetched.
+    image (`image: NAME`, `path: NAME`, `url: NAME`, or `image_url: {url: NAME}`) where the conversation lists none.
+    Images that nothing marks stand before the first question. A name is a path below the folder or in the tars; no URL
+    is ever fetched.
     """
 
     kind: Literal["sharegpt_json"] = "sharegpt_json"
@@ -35,17 +36,10 @@ class ShareGptJsonSource(JsonFiles):
     def record(self, value: dict[str, Any], key: str) -> Record | Skip:
         said = next((value[name] for name in CONVERSATIONS if value.get(name)), None)
         listed = value.get("images") if value.get("images") is not None else value.get("image")
-        names = named_images(said) if listed is None and isinstance(said, list) else listed
-        remote = [name for name in names if _is_address(name)] if isinstance(names, list) else []
-        if remote:
-            return Skip("image_is_no_file", key, f"{remote[0][:60]!r} is not fetched; images are files or in tars")
-        images = self.images(names, key)
+        named = named_images(said) if listed in (None, []) else listed
+        images = self.images(named, key)
         if isinstance(images, Skip):
             return images
         before = messages_of(value["system"], "system") if isinstance(value.get("system"), str) else []
         turns = turns_of(with_marks([*before, *messages_of(said, "user")], len(images)), images, key)
         return turns if isinstance(turns, Skip) else Record(key, turns)
-
-
-def _is_address(name: Any) -> bool:
-    return isinstance(name, str) and ("://" in name or name.startswith("data:"))

@@ -62,6 +62,13 @@ SHAREGPT = {
             ANSWER,
         ]
     },
+    "parts with paths beside an empty list": {
+        "messages": [
+            {"role": "user", "content": [{"type": "image", "path": "a.png"}, {"type": "text", "text": "What is it?"}]},
+            ANSWER,
+        ],
+        "images": [],
+    },
     "parts with addresses": {
         "messages": [
             {
@@ -121,6 +128,19 @@ QUESTION = {"role": "user", "content": "<image>What?"}
             {"messages": [QUESTION, ANSWER], "images": ["data:image/png;base64,AAAA"]},
             "image_is_no_file",
         ),
+        (ShareGptJsonConfig, {"messages": [QUESTION, ANSWER], "image": "https://a/b.png"}, "image_is_no_file"),
+        (
+            ShareGptJsonConfig,
+            {"messages": [{"role": "user", "content": [{"type": "image", "url": "https://a/b.png"}]}, ANSWER]},
+            "image_is_no_file",
+        ),
+        (
+            ShareGptJsonConfig,
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": 3}}]}, ANSWER]},
+            "image_count",
+        ),
+        (ShareGptJsonConfig, {"messages": [{"role": "user", "content": [{"type": "video"}]}, ANSWER]}, "not_text"),
+        (ShareGptJsonConfig, {"messages": {"role": "user", "content": 3}}, "not_text"),
         (
             ShareGptJsonConfig,
             {"messages": [QUESTION, {"role": "tool", "content": "3"}], "images": ["a.png"]},
@@ -133,6 +153,14 @@ QUESTION = {"role": "user", "content": "<image>What?"}
         (QwenVlJsonConfig, {"conversations": [{"from": "user", "value": "<img>/etc/passwd</img>"}]}, "path_escapes"),
         (QwenVlJsonConfig, {"conversations": [{"from": "user", "value": "<img>none.png</img>"}]}, "missing_image"),
         (QwenVlJsonConfig, {"conversations": [{"from": "user", "value": "<image>What?"}]}, "image_count"),
+        (QwenVlJsonConfig, {"conversations": [{"from": "user", "value": "<img>a.png What?"}]}, "image_count"),
+        (QwenVlJsonConfig, {"conversations": [{"from": "user", "value": "<img></img>What?"}]}, "missing_image"),
+        (QwenVlJsonConfig, {"conversations": [{"from": "user", "value": "<img>https://a</img>"}]}, "image_is_no_file"),
+        (
+            QwenVlJsonConfig,
+            {"conversations": [{"from": "user", "value": "Hi"}, {"from": "gpt", "value": "<img>a.png</img>"}]},
+            "image_in_answer",
+        ),
         (QwenVlJsonConfig, {"conversations": 3}, "not_a_conversation"),
     ],
 )

@@ -92,6 +92,7 @@ def test_images_come_from_tars_too(open_source, tmp_path):
         (dict(GOOD, image="../secret.png"), "path_escapes"),
         (dict(GOOD, image="/etc/hostname"), "path_escapes"),
         (dict(GOOD, image="link.png"), "path_escapes"),
+        (dict(GOOD, image="https://example.org/a.png"), "image_is_no_file"),
         (dict(GOOD, image="none.png"), "missing_image"),
         (dict(GOOD, image="a.png/b.png"), "missing_image"),
         (dict(GOOD, image="."), "path_escapes"),
