@@ -14,7 +14,9 @@ from data_pipelines.building.manifest import Checksums, listed_shards
 from data_pipelines.quota import Skip
 from data_pipelines.record import ImagePart, Record
 from data_pipelines.sources.choice import source_of_path
+from data_pipelines.sources.llava_blend import BLENDS, read_blend
 from data_pipelines.sources.shard_list import expand
+from data_pipelines.sources.source import records
 from data_pipelines.storage import Storage, is_local
 from data_pipelines.threads import in_threads
 from data_pipelines.transforms.image import ImageTransformConfig, decode_image
@@ -29,7 +31,7 @@ class ShardReport:
 
     path: str
     size: int
-    """Bytes of the file when it was read."""
+    """Bytes of the file when it was read; of a blend, with those of the files that it names."""
     records: int
     """Those that are good."""
     skips: tuple[Skip, ...]
@@ -86,14 +88,14 @@ def verify(
 
     def report_of(path: str) -> ShardReport:
         before = by_path.get(path)
-        unchanged = before is not None and before.size == storage.size(path)
+        unchanged = before is not None and before.size == _size(path, storage)
         return before if before is not None and unchanged else verify_shard(path, images, decode, storage, checksums)
 
     yield from in_threads(report_of, shards_of(paths), threads)
 
 
 def shards_of(paths: Sequence[str]) -> tuple[str, ...]:
-    """Returns the shards or LLaVA JSON(L) files that are meant: globs and brace ranges are expanded.
+    """Returns the shards or files of conversations that are meant: globs and brace ranges are expanded.
 
     Of a folder they are those that its manifest lists, or all its tars.
 
@@ -117,8 +119,7 @@ def verify_shard(
     """Reads every record of one shard and decodes every image of it; arguments as for `verify`."""
     storage, good, skips = storage or Storage(), 0, []
     source = source_of_path(str(path), images).open(storage)
-    for entry in source.walk(0):
-        record = source.read(entry)
+    for record in records(source):
         fault = record if isinstance(record, Skip) else _undecodable(record, decode, storage)
         if fault is None:
             good += 1
@@ -127,7 +128,7 @@ def verify_shard(
     stated = _stated(Path(path))
     unfinished = stated is None and Path(path).suffix == ".tar" and _beside_statistics(Path(path))
     changed = (checksums or Checksums()).fault(Path(path)) if is_local(str(path)) else None
-    return ShardReport(str(path), storage.size(str(path)), good, tuple(skips), stated, unfinished, changed)
+    return ShardReport(str(path), _size(str(path), storage), good, tuple(skips), stated, unfinished, changed)
 
 
 def read_reports(file: str | Path) -> list[ShardReport]:
@@ -150,6 +151,11 @@ def _undecodable(record: Record, decode: Callable[[bytes], np.ndarray], storage:
             except ImageError as error:
                 return Skip(f"image_{error.cause}", record.key, error.detail)
     return None
+
+
+def _size(path: str, storage: Storage) -> int:
+    blended = [part.path for part in read_blend(path, None)] if path.endswith(BLENDS) else []
+    return sum(storage.size(each) for each in {path, *blended})
 
 
 def _beside_statistics(path: Path) -> bool:

@@ -65,7 +65,9 @@ WHAT_IS_MODEL = "a run directory, an imported folder or a Hugging Face folder"
 def _add_scoring_verbs(verbs) -> None:
     evaluate = _verb(verbs, "eval", "score a model's answers, beside the same model shown other images", _evaluate)
     evaluate.add_argument("model", metavar="MODEL", help=WHAT_IS_MODEL)
-    evaluate.add_argument("--data", required=True, help="conversations (.json, .jsonl) or image-text tar shards")
+    evaluate.add_argument(
+        "--data", required=True, help="conversations (.json, .jsonl, .parquet, or .yaml that blends them) or tars"
+    )
     evaluate.add_argument("--images", help="folder or tar of the images that conversations name (default: beside it)")
     evaluate.add_argument("--limit", type=int, help="ask no more than this many questions")
     evaluate.add_argument("--rows", type=int, default=32, help="questions answered at once (default: %(default)s)")
@@ -158,7 +160,10 @@ def _add_data_verb(verbs) -> None:
     actions = data.add_subparsers(title="actions", metavar="ACTION", required=True)
     verify = _verb(actions, "verify", "read every record and every image, and say what a run would skip", _verify)
     verify.add_argument(
-        "inputs", nargs="+", metavar="DATA", help="tar shards or folders of them, .json/.jsonl conversations"
+        "inputs",
+        nargs="+",
+        metavar="DATA",
+        help="tar shards or folders of them, conversations (.json, .jsonl, .parquet, or .yaml that blends them)",
     )
     verify.add_argument("--images", help="folder of the images that conversations name (default: beside them)")
     verify.add_argument(

@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field, TypeAdapter
 
 from data_pipelines.record import Record
-from data_pipelines.sources.llava_blend import LlavaBlendConfig
+from data_pipelines.sources.llava_blend import BLENDS, LlavaBlendConfig
 from data_pipelines.sources.llava_json import LlavaJsonConfig
 from data_pipelines.sources.mmc4 import Mmc4Config
 from data_pipelines.sources.obelics import ObelicsConfig
@@ -49,8 +49,9 @@ def source_of_path(path: str, images: str | None = None) -> SourceConfig:
     What the first record of a JSON file is like says which kind it is; LLaVA's where it is like no other.
 
     Args:
-        path: shards (any pattern), a folder of shards, or a file that ends in .parquet, .json or .jsonl.
-        images: image folder of a JSON file; None: `images/` beside it if it is there, else its own folder.
+        path: shards (any pattern), a folder of shards, or a file that ends in .parquet, .json, .jsonl or, a blend of
+            JSON files, .yaml.
+        images: image folder of JSON files; None: `images/` beside `path` if it is there, else the folder of `path`.
 
     Raises:
         FileNotFoundError: a pattern names no shard.
@@ -59,6 +60,8 @@ def source_of_path(path: str, images: str | None = None) -> SourceConfig:
         found = {"files": path, "images": images or image_folder(path)}
         chosen: SourceConfig = TypeAdapter(SourceConfig).validate_python(found | {"kind": _kind_of_json(path)})
         return chosen
+    if path.endswith(BLENDS):
+        return LlavaBlendConfig(files=path, images=images or image_folder(path))
     if path.endswith(".parquet"):
         return ParquetConfig(files=path)
     shards = os.path.join(path, "*.tar") if os.path.isdir(path) else path

@@ -19,6 +19,9 @@ from data_pipelines.sources.shard_list import expand
 from data_pipelines.storage import Storage
 from data_pipelines.suggestion import suggest
 
+BLENDS = (".yaml", ".yml")
+"""How a blend's name ends."""
+
 _STRATEGY = re.compile(r"(first|end|random):(\d+)(%?)")
 _NAMES = ("all", "first", "end", "random")
 

@@ -5,6 +5,8 @@ import io
 import json
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 from PIL import Image
 
@@ -117,3 +119,31 @@ def test_shards_of_records_are_compared_with_their_manifest(tmp_path, capsys):
     (built / "00001.tar").unlink()
     assert main(["data", "verify", str(built)]) == 1
     assert "1 of the 3 shards" in (told := capsys.readouterr().err) and "00001.tar" in told
+
+
+def test_a_blend_is_verified_as_far_as_it_is_taken_and_again_when_one_of_its_files_changes(tmp_path, capsys):
+    talk = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "That."}]
+    good, bad = {"conversations": talk}, {"conversations": talk[:1]}
+    for name, records in (("one.json", [good, bad, bad]), ("two.json", [good, good, bad])):
+        (tmp_path / name).write_text(json.dumps(records))
+    datasets = [{"json_path": "one.json", "sampling_strategy": "first:1"}, {"json_path": "two.json"}]
+    (tmp_path / "blend.yaml").write_text(json.dumps({"datasets": datasets}))
+    command = ["data", "verify", f"{tmp_path}/blend.yaml", "--report", f"{tmp_path}/report.jsonl"]
+    assert main(command) == 1
+    assert f"first {tmp_path}/two.json:2" in capsys.readouterr().out
+    (first,) = read_reports(tmp_path / "report.jsonl")
+    assert (first.records, first.causes()) == (3, {"no_answer": 1})
+    (tmp_path / "two.json").write_text(json.dumps([good, good]))
+    assert main(command) == 0 and read_reports(tmp_path / "report.jsonl")[-1].records == 3
+    (tmp_path / "run.yaml").write_text("output: run")
+    with pytest.raises(ValueError, match="found output, expected one key, datasets"):
+        verify_shard(tmp_path / "run.yaml")
+
+
+def test_rows_of_parquet_and_the_images_in_them_are_verified(tmp_path):
+    texts = [{"user": "What?", "assistant": "That."}]
+    rows = [{"images": [{"bytes": data, "path": None}], "texts": texts} for data in (png(1), png(2)[:60])]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "0.parquet")
+    report = verify_shard(tmp_path / "0.parquet")
+    assert report.records == 1 and report.causes() == {"image_corrupt": 1}
+    assert report.skips[0].key == f"{tmp_path}/0.parquet:1"

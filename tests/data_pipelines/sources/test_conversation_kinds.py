@@ -186,6 +186,7 @@ def test_a_path_alone_says_its_kind_by_its_first_record(tmp_path, value, kind):
     path = tmp_path / "data.jsonl"
     path.write_text(json.dumps(value) + "\n")
     assert source_of_path(str(path)).kind == kind
+    assert source_of_path("blend.yaml").kind == "llava_blend" and source_of_path("0.parquet").kind == "parquet"
 
 
 def test_images_of_a_record_are_pointed_at(read):
