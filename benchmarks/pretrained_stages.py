@@ -57,7 +57,7 @@ def stages_of(options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
         "align": [stage("align", options.align_steps, 1e-3, **align)],
         "full": [stage("instruct", options.instruct_steps, 1e-4, **tuned)],
         "lora": [stage("instruct", options.instruct_steps, 5e-4, **adapted)],
-        "prefer": [stage("prefer", options.prefer_steps, 5e-5, **chosen)],
+        "prefer": [stage("prefer", options.prefer_steps, 1e-5, **chosen)],
     }
 
 
