@@ -113,15 +113,8 @@ def test_a_tiny_twin_has_the_stages_connector_and_optimizers_of_its_recipe(name)
         assert theirs.groups.keys() == own.groups.keys() and theirs.adapters.keys() == own.adapters.keys()
 
 
-ELSEWHERE = (
-    "blip2_opt_2_7b.yaml",  # test_pairs_run has a run of the same two stages.
-    "llava15_13b.yaml",  # The twin of llava15_7b but for its output.
-    "llava15_7b_dpo.yaml",  # test_preference_run has a run of the same stage.
-)
-"""Recipes whose twin is trained in long tests alone."""
 ON_A_MESH = ("llava15_7b.yaml",)
 """Recipes whose twin is trained on all simulated devices; the others on one, which is quicker."""
-TWINS = [pytest.param(name, marks=pytest.mark.soak) if name in ELSEWHERE else name for name in PUBLISHED]
 
 
 def test_a_twin_trains_adapters_and_virtual_tokens_on_a_base_in_eight_bits(small_demo, tmp_path, monkeypatch):
@@ -141,7 +134,7 @@ def test_a_twin_trains_adapters_and_virtual_tokens_on_a_base_in_eight_bits(small
     assert main(["export", str(tmp_path), str(tmp_path / "base"), "--adapter", str(tmp_path / "adapter")]) == 0
 
 
-@pytest.mark.parametrize("name", TWINS)
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_the_tiny_twin_trains_and_lowers_its_loss(name, small_demo, tmp_path, monkeypatch):
     """On batches that stay the same; the loop itself compares the frozen parameters' bits, first step and last."""
     monkeypatch.chdir(small_demo)
