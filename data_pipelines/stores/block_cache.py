@@ -8,6 +8,7 @@ anything that would be read. A file that is too old is unlinked; whoever has it 
 import hashlib
 import logging
 import os
+import secrets
 import threading
 from functools import lru_cache
 from pathlib import Path
@@ -65,7 +66,8 @@ class BlockCache:
         """Keeps a block; raises OSError when the folder cannot be written."""
         self._make_room(len(data) + _DIGEST)
         target = self._path(name)
-        part = target.with_name(f".{target.name}.{os.getpid()}-{threading.get_ident()}")
+        # Not `replace_file`, which waits for the disk: the digest tells what did not reach it.
+        part = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
         for last in (False, True):
             try:
                 target.parent.mkdir(parents=True, exist_ok=True)
