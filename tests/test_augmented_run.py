@@ -9,13 +9,12 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from data_pipelines.shards import ImageText, write_shards
-from data_pipelines.tokenizer import load_tokenizer
 from mllm_jax.assemble import make_ingredients
 from mllm_jax.config import load_run
 from mllm_jax.parallel.mesh import MeshConfig, make_mesh
 from mllm_jax.run_file import RunFileError
 from mllm_jax.training.ingredients import FeedRequest
-from tests.support.small_tokenizers import CHAT_TOKENS, sentencepiece_model
+from tests.support.small_tokenizers import write_tokenizer_folder
 from tests.test_instructed_run import png
 
 RUN_FILE = """
@@ -40,10 +39,7 @@ CROPS = "stages.align.augmentation={crop: {scale: [0.2, 0.5]}, brightness: 0.3}"
 @pytest.fixture(scope="module")
 def run_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("augmented")
-    (folder / "tokenizer.model").write_bytes(sentencepiece_model("bpe"))
-    (folder / "tokenizer").mkdir()
-    for name, content in load_tokenizer(folder / "tokenizer.model", CHAT_TOKENS).files().items():
-        (folder / "tokenizer" / name).write_bytes(content)
+    write_tokenizer_folder(folder / "tokenizer")
     write_shards((ImageText(png(number), f"red {number}", "png") for number in range(20)), folder / "shards")
     (folder / "run.yaml").write_text(RUN_FILE.format(folder=folder))
     return folder / "run.yaml"

@@ -15,23 +15,18 @@ from data_pipelines.statistics.source_statistics import MEASURES
 from mllm_jax.cli import build_parser, main
 from mllm_jax.training.host_cores import ACCELERATORS
 from tests.support.captioned_colours import CAUSES, SAMPLES, write_captioned_colours
+from tests.support.run_files import TINY_RUN
 from tests.support.small_tokenizers import word_pieces, write_bert
 
 PAGE = Path(__file__).parents[1] / "docs" / "data_stats.md"
 RUN_FILE = """
+extends: {base}
 output: {folder}/run
 model:
-  encoder:
-    preset: tiny_vit
-    architecture: {{image_size: [8, 8], patch_size: 4, width: 16, layers: 1, heads: 2, feed_forward_width: 16}}
   connector:
     {{kind: q_former, queries: 2, width: 32, layers: 2, heads: 2, feed_forward_width: 32, stack: {{scan: false}}}}
-  decoder:
-    preset: tiny_llama
-    architecture: {{width: 16, layers: 1, heads: 2, kv_heads: 1, head_width: 8, feed_forward_width: 16}}
   tokenizer: {folder}/tokenizer
   chat_template: plain
-  image_transform: {{mode: squash}}
 data:
   lanes: 2
   shuffle_window: 20
@@ -64,7 +59,7 @@ def run_file(tmp_path_factory) -> str:
     write_bert(folder / "bert")
     (folder / "nothing.tar").write_bytes(b"\0" * 10240)
     write_shards([ImageText(b"no image", "a caption", "png")] * 3, folder / "bad")
-    (folder / "run.yaml").write_text(RUN_FILE.format(folder=folder, words=len(word_pieces()) + 1))
+    (folder / "run.yaml").write_text(RUN_FILE.format(base=TINY_RUN, folder=folder, words=len(word_pieces()) + 1))
     return str(folder / "run.yaml")
 
 

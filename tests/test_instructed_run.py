@@ -11,7 +11,6 @@ from PIL import Image
 
 from data_pipelines.record import Record, TextPart, Turn
 from data_pipelines.shards import ImageText, write_shards
-from data_pipelines.tokenizer import load_tokenizer
 from mllm_jax.assemble import make_ingredients
 from mllm_jax.config import load_run
 from mllm_jax.generation.answering import Answerer
@@ -22,15 +21,14 @@ from mllm_jax.interop.equivalents import without_padding
 from mllm_jax.interop.export import export
 from mllm_jax.interop.model_folder import LoadedModel, load_model
 from mllm_jax.run_file import RunFileError
-from tests.support.run_files import finished
-from tests.support.small_tokenizers import CHAT_TOKENS, sentencepiece_model, word_pieces, write_bert
+from tests.support.run_files import TINY_RUN, finished
+from tests.support.small_tokenizers import word_pieces, write_bert, write_tokenizer_folder
 
 RUN_FILE = """
+extends: {base}
 output: {folder}/run
 model:
-  encoder:
-    preset: eva_vit_g14
-    architecture: {{image_size: [8, 8], patch_size: 4, width: 16, layers: 1, heads: 2, feed_forward_width: 16}}
+  encoder: {{preset: eva_vit_g14}}
   connector:
     kind: q_former
     queries: 3
@@ -39,14 +37,9 @@ model:
     heads: 2
     feed_forward_width: 12
     text: {{vocab_size: {words}, max_positions: 16, instruction_tokens: 7}}
-  decoder:
-    preset: tiny_llama
-    architecture: {{width: 16, layers: 1, heads: 2, kv_heads: 1, head_width: 8, feed_forward_width: 16}}
   tokenizer: {folder}/tokenizer
   instruction_tokenizer: {folder}/bert
   chat_template: vicuna_v1
-  image_transform: {{mode: squash}}
-  precision: {{compute: float32}}
 data:
   lanes: 2
   shuffle_window: 4
@@ -67,14 +60,10 @@ def png(number: int) -> bytes:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("instructed")
-    (folder / "tokenizer.model").write_bytes(sentencepiece_model("bpe"))
-    tokenizer = load_tokenizer(folder / "tokenizer.model", CHAT_TOKENS)
-    (folder / "tokenizer").mkdir()
-    for name, content in tokenizer.files().items():
-        (folder / "tokenizer" / name).write_bytes(content)
+    write_tokenizer_folder(folder / "tokenizer")
     write_bert(folder / "bert")
     write_shards((ImageText(png(number), f"red {number}", "png") for number in range(20)), folder / "shards")
-    (folder / "run.yaml").write_text(RUN_FILE.format(folder=folder, words=len(word_pieces()) + 1))
+    (folder / "run.yaml").write_text(RUN_FILE.format(base=TINY_RUN, folder=folder, words=len(word_pieces()) + 1))
     return folder
 
 

@@ -24,26 +24,20 @@ from mllm_jax.training.plan import Run, plan_stages
 from mllm_jax.training.run import Outcome, run_stages
 from tests.support.captioned_colours import CAUSES, SAMPLES, colour_of, write_captioned_colours
 from tests.support.parity import assert_same_logits
-from tests.support.run_files import CutShortError, cut_short, run_of
+from tests.support.run_files import TINY_RUN, CutShortError, cut_short, run_of
 from tests.support.small_tokenizers import word_pieces, write_bert
 
 ROWS = 16
 STEPS = 160
 RUN_FILE = """
+extends: {base}
 output: {folder}/run
 model:
-  encoder:
-    preset: eva_vit_g14
-    architecture: {{image_size: [8, 8], patch_size: 4, width: 16, layers: 1, heads: 2, feed_forward_width: 16}}
+  encoder: {{preset: eva_vit_g14}}
   connector:
     {{kind: q_former, queries: 2, width: 32, layers: 2, heads: 2, feed_forward_width: 32, stack: {{scan: false}}}}
-  decoder:
-    preset: tiny_llama
-    architecture: {{width: 16, layers: 1, heads: 2, kv_heads: 1, head_width: 8, feed_forward_width: 16}}
   tokenizer: {folder}/tokenizer
   chat_template: plain
-  image_transform: {{mode: squash}}
-  precision: {{compute: float32}}
 data:
   lanes: 4
   shuffle_window: 20
@@ -77,7 +71,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pairs")
     write_captioned_colours(folder)
     write_bert(folder / "bert")
-    (folder / "run.yaml").write_text(RUN_FILE.format(folder=folder, words=len(word_pieces()) + 1))
+    (folder / "run.yaml").write_text(RUN_FILE.format(base=TINY_RUN, folder=folder, words=len(word_pieces()) + 1))
     return folder
 
 

@@ -10,7 +10,6 @@ import pytest
 from flax.traverse_util import flatten_dict
 from PIL import Image
 
-from data_pipelines.tokenizer import load_tokenizer
 from mllm_jax.assemble import make_ingredients
 from mllm_jax.checkpoint.reading import latest_stored_step
 from mllm_jax.cli import main
@@ -21,26 +20,19 @@ from mllm_jax.training.ingredients import FeedRequest
 from mllm_jax.training.plan import Run, plan_stages
 from mllm_jax.training.run import Outcome, run_stages
 from mllm_jax.training.stage_run import first_parameters
-from tests.support.run_files import CutShortError, cut_short, run_of
-from tests.support.small_tokenizers import CHAT_TOKENS, sentencepiece_model
+from tests.support.run_files import TINY_RUN, CutShortError, cut_short, run_of
+from tests.support.small_tokenizers import write_tokenizer_folder
 
 STEPS = 6
 CACHED = "stages.prefer.objective.variant.reference=cached"
 
 RUN_FILE = """
+extends: {base}
 output: {folder}/run
 model:
-  encoder:
-    preset: tiny_vit
-    architecture: {{image_size: [8, 8], patch_size: 4, width: 16, layers: 1, heads: 2, feed_forward_width: 16}}
-  connector: {{kind: mlp}}
-  decoder:
-    preset: tiny_llama
-    architecture: {{width: 16, layers: 1, heads: 2, kv_heads: 1, head_width: 8, feed_forward_width: 16}}
   tokenizer: {folder}/tokenizer
   chat_template: chatml
-  image_transform: {{mode: squash}}
-  precision: {{compute: float32, frozen: float32}}
+  precision: {{frozen: float32}}
 data:
   lanes: 2
   shuffle_window: 4
@@ -82,16 +74,12 @@ def write_pairs(path: Path, numbers: range, spoiled: bool = False) -> None:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("preference")
-    (folder / "tokenizer.model").write_bytes(sentencepiece_model("bpe"))
-    tokenizer = load_tokenizer(folder / "tokenizer.model", CHAT_TOKENS)
-    for name in ("tokenizer", "images"):
-        (folder / name).mkdir()
-    for name, content in tokenizer.files().items():
-        (folder / "tokenizer" / name).write_bytes(content)
+    write_tokenizer_folder(folder / "tokenizer")
+    (folder / "images").mkdir()
     write_pairs(folder / "pairs.jsonl", range(40))
     write_pairs(folder / "held_out.jsonl", range(100, 120))
     write_pairs(folder / "spoiled.jsonl", range(200, 230), spoiled=True)
-    (folder / "run.yaml").write_text(RUN_FILE.format(folder=folder, steps=STEPS))
+    (folder / "run.yaml").write_text(RUN_FILE.format(base=TINY_RUN, folder=folder, steps=STEPS))
     return folder
 
 

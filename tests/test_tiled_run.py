@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from data_pipelines.shards import ImageText, write_shards
-from data_pipelines.tokenizer import load_tokenizer, tokenizer_from_files
+from data_pipelines.tokenizer import tokenizer_from_files
 from mllm_jax.assemble import make_ingredients
 from mllm_jax.config import RunConfig, load_run
 from mllm_jax.generation.answering import Answerer
@@ -21,24 +21,18 @@ from mllm_jax.interop.export import export
 from mllm_jax.interop.model_folder import LoadedModel, load_model
 from mllm_jax.models.parameters import init_parameters
 from mllm_jax.training.ingredients import FeedRequest
-from tests.support.run_files import finished
-from tests.support.small_tokenizers import CHAT_TOKENS, sentencepiece_model
+from tests.support.run_files import TINY_RUN, finished
+from tests.support.small_tokenizers import write_tokenizer_folder
 
 RUN_FILE = """
+extends: {base}
 output: {folder}/run
 model:
-  encoder:
-    preset: tiny_vit
-    architecture: {{image_size: [8, 8], patch_size: 4, width: 16, layers: 1, heads: 2, feed_forward_width: 16,
-      activation: gelu_tanh, pixel_mean: [0.5, 0.5, 0.5]}}
+  encoder: {{architecture: {{activation: gelu_tanh, pixel_mean: [0.5, 0.5, 0.5]}}}}
   connector: {{kind: mlp}}
-  decoder:
-    preset: tiny_llama
-    architecture: {{width: 16, layers: 1, heads: 2, kv_heads: 1, head_width: 8, feed_forward_width: 16}}
   tokenizer: {folder}/tokenizer
   chat_template: vicuna_v1
   tiling: {{grids: [[1, 2], [2, 1], [2, 2]]}}
-  precision: {{compute: float32}}
 data:
   lanes: 2
   shuffle_window: 4
@@ -59,13 +53,9 @@ def png(number: int) -> bytes:
 
 def prepared_run(folder: Path, run_file: str = RUN_FILE) -> RunConfig:
     """A tokenizer, shards and the run file that names them."""
-    (folder / "tokenizer.model").write_bytes(sentencepiece_model("bpe"))
-    tokenizer = load_tokenizer(folder / "tokenizer.model", CHAT_TOKENS)
-    (folder / "tokenizer").mkdir()
-    for name, content in tokenizer.files().items():
-        (folder / "tokenizer" / name).write_bytes(content)
+    write_tokenizer_folder(folder / "tokenizer")
     write_shards((ImageText(png(number), f"red {number}", "png") for number in range(20)), folder / "shards")
-    (folder / "run.yaml").write_text(run_file.format(folder=folder))
+    (folder / "run.yaml").write_text(run_file.format(base=TINY_RUN, folder=folder))
     return load_run(folder / "run.yaml")
 
 

@@ -8,8 +8,7 @@ import numpy as np
 from PIL import Image
 
 from data_pipelines.shards import ImageText, write_shards
-from data_pipelines.tokenizer import load_tokenizer
-from tests.support.small_tokenizers import CHAT_TOKENS, sentencepiece_model
+from tests.support.small_tokenizers import write_tokenizer_folder
 
 COLOURS = "abcdefgh"
 """A letter for each corner of the cube of colours."""
@@ -25,11 +24,7 @@ def write_captioned_colours(folder: Path) -> None:
     faulty = [ImageText(b"no image", "a a", "png"), ImageText(_png(0, 0, 0), "   ", "png")]
     write_shards([*_examples(0, 150), *faulty, *_examples(150, 150)], folder / "shards")
     write_shards(_examples(1000, KINDS), folder / "held_out")
-    (folder / "tokenizer.model").write_bytes(sentencepiece_model("bpe"))
-    tokenizer = load_tokenizer(folder / "tokenizer.model", CHAT_TOKENS)
-    (folder / "tokenizer").mkdir()
-    for name, content in tokenizer.files().items():
-        (folder / "tokenizer" / name).write_bytes(content)
+    write_tokenizer_folder(folder / "tokenizer")
 
 
 def colour_of(pixels: np.ndarray) -> str:

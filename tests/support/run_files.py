@@ -17,6 +17,9 @@ from mllm_jax.training.metrics import LoggingConfig
 from mllm_jax.training.plan import Run
 from mllm_jax.training.run import Outcome, run_stages
 
+TINY_RUN = Path(__file__).with_name("tiny_run.yaml")
+"""A run file to extend, with a model whose steps take no time."""
+
 
 class CutShortError(Exception):
     """What ends a run in the middle of it."""

@@ -86,6 +86,13 @@ def write_tokenizer(kind: str, folder: Path) -> Path:
     return path
 
 
+def write_tokenizer_folder(folder: Path) -> None:
+    """Makes the folder and writes the small BPE with the tokens of every chat template into it."""
+    folder.mkdir()
+    for name, content in small_tokenizer("bpe", folder).files().items():
+        (folder / name).write_bytes(content)
+
+
 def legacy_llama_json() -> dict[str, Any]:
     """The small BPE in the form that LLaMA's tokenizer.json once had: a normalizer puts a space before every text."""
     contents, _ = tokenizer_json_from_sentencepiece(sentencepiece_model("bpe"), "bpe")
