@@ -10,7 +10,6 @@ from pydantic import model_validator
 from data_pipelines.config_class import Config
 from data_pipelines.quota import Skip
 from data_pipelines.record import ByteRange, ImagePart, Record
-from data_pipelines.sources.conversation import shown
 from data_pipelines.sources.image_places import open_images
 from data_pipelines.sources.json_index import RECORD_LIMIT, load_index
 from data_pipelines.sources.json_object import json_object
@@ -107,8 +106,6 @@ class JsonFiles(ABC):
             return Skip("not_text", key, "image is neither a string nor a list of strings")
         images: list[ImagePart] = []
         for name in names:
-            if "://" in name or name.startswith("data:"):
-                return Skip("image_is_no_file", key, f"{shown(name)} is not fetched; images are files or in tars")
             found = self._places.find(name, key)
             if isinstance(found, Skip):
                 return found

@@ -81,6 +81,8 @@ class FilesystemObject:
 
     def _described(self) -> tuple[int, str]:
         info = self._ask("info")
+        if info.get("type") == "directory":
+            raise IsADirectoryError("the store has objects below this name, and none of it")
         if info.get("size") is None:
             raise UnreadableError("the store does not say how large it is")
         return int(info["size"]), next((f"{name} {info[name]}" for name in _VERSIONS if info.get(name)), "")

@@ -2,7 +2,9 @@
 
 import hashlib
 import threading
+from collections import OrderedDict
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -13,6 +15,9 @@ from data_pipelines.stores.retries import Retries
 from data_pipelines.stores.slow_log import LOGGER, SlowLog
 
 _OPEN_OBJECTS = 1024
+_REMEMBERED_VERSIONS = 100_000
+"""Objects of which a process knows what they were when it first opened them: every shard, but not every image of a
+folder, which would take hundreds of megabytes."""
 
 
 class ReadingLimits(NamedTuple):
@@ -26,10 +31,13 @@ class ReadingLimits(NamedTuple):
     slow_seconds: float
 
 
-class _Opened(NamedTuple):
+@dataclass(slots=True)
+class _Opened:
     object: RemoteObject
     key: str
     """Of its blocks."""
+    last_block: int | None = None
+    """The one that was read last."""
 
 
 class RemoteReader:
@@ -52,8 +60,7 @@ class RemoteReader:
         self._lock = threading.Lock()
         self._coming: dict[BlockName, Future[bytes]] = {}
         self._ahead: set[BlockName] = set()
-        self._versions: dict[str, tuple[int, str]] = {}
-        self._position: dict[str, int] = {}
+        self._versions: OrderedDict[str, tuple[int, str]] = OrderedDict()
         self._object = lru_cache(maxsize=_OPEN_OBJECTS)(self._opened)
         self._told: set[str] = set()
 
@@ -92,8 +99,9 @@ class RemoteReader:
             else piece
             for number, piece in kept.items()
         ]
-        if self._position.get(path) != numbers[-1]:
-            self._position[path] = numbers[-1]
+        opened = self._object(path)
+        if opened.last_block != numbers[-1]:
+            opened.last_block = numbers[-1]
             self._read_ahead(path, numbers[-1])
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
@@ -176,13 +184,22 @@ class RemoteReader:
         """Opens an object; it must be what it was when this process first opened it."""
         found = self._retries.run(lambda: open_remote(path, self._limits.request_seconds), path)
         now = found.size, hashlib.blake2b(found.version.encode(), digest_size=8).hexdigest()
-        before = self._versions.setdefault(path, now)
+        before = self._version_before(path, now)
         try:
             check_version(before, now)
         except ChangedObjectError as error:
             raise ChangedObjectError(f"could not read {path}: {error}") from None
         label = "\0".join((path, str(found.size), found.version, str(self._limits.block_bytes)))
         return _Opened(found, hashlib.blake2b(label.encode(), digest_size=16).hexdigest())
+
+    def _version_before(self, path: str, now: tuple[int, str]) -> tuple[int, str]:
+        """What an object was when it was first opened; those opened longest ago are forgotten."""
+        with self._lock:
+            before = self._versions.setdefault(path, now)
+            self._versions.move_to_end(path)
+            if len(self._versions) > _REMEMBERED_VERSIONS:
+                self._versions.popitem(last=False)
+        return before
 
     def _name(self, path: str, number: int) -> BlockName:
         opened, block = self._object(path), self._limits.block_bytes

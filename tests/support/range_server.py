@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socket import SHUT_RDWR
 from threading import Lock, Thread
+from urllib.parse import unquote
 
 RANGE = re.compile(r"bytes=(\d+)-(\d+)")
 
@@ -54,7 +55,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(200, whole, {"ETag": f'"{self.server.versions.get(self.path.removeprefix("/"), "1")}"'}, 0)
 
     def do_GET(self) -> None:
-        name = self.path.partition("?")[0].removeprefix("/")
+        name = unquote(self.path.partition("?")[0]).removeprefix("/")
         start, end = (int(number) for number in RANGE.fullmatch(self.headers["Range"]).groups())
         with self.server.lock:
             self.server.requests.append((name, start, end + 1))

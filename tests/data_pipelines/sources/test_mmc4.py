@@ -114,7 +114,7 @@ def test_the_similarity_matrix_is_asked_where_an_image_has_no_similarity(open_so
         (document(matched("none.png", 1)), "missing_image"),
         (document(matched("empty.png", 1)), "empty_image"),
         (document(matched("../documents.jsonl", 1)), "path_escapes"),
-        (document(matched("https://example.org/a.png", 1)), "path_escapes"),
+        (document(matched("https://example.org/a.png", 1)), "image_is_no_file"),
         (document(matched("a.png", 1, "high")), "not_a_number"),
         (document(), "filtered_images"),
     ],
