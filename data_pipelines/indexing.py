@@ -30,24 +30,27 @@ class IndexReport:
     """What was wrong with the index that was there before."""
 
 
-def index_shards(paths: Sequence[str], cache: str | None = None, threads: int = 2) -> Iterator[IndexReport]:
+def index_shards(
+    paths: Sequence[str], cache: str | None = None, threads: int = 2, storage: Storage | None = None
+) -> Iterator[IndexReport]:
     """Indexes shards and yields a report of each, in their order. Several processes may do so at once.
 
     Args:
         paths: globs and brace ranges are expanded.
         cache: folder of the indexes; None: each stands beside its shard.
         threads: that walk headers, each one shard at a time.
+        storage: what reads them; None: one of the defaults.
 
     Raises:
         FileNotFoundError: a pattern names no shard.
         ValueError: a shard is remote and there is no cache.
         OSError: a shard cannot be read, or its index not be written.
     """
-    storage = Storage()
+    reading = storage or Storage()
     shards = expand(tuple(paths))
     for shard in shards:
         index_path(shard, cache)
-    return in_threads(lambda shard: index_shard(shard, cache, storage), shards, threads)
+    return in_threads(lambda shard: index_shard(shard, cache, reading), shards, threads)
 
 
 def index_shard(shard: str, cache: str | None, storage: Storage) -> IndexReport:

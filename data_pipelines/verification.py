@@ -71,6 +71,7 @@ def verify(
     threads: int = 2,
     known: Collection[ShardReport] = (),
     decode: Callable[[bytes], np.ndarray] = decode_whole,
+    storage: Storage | None = None,
 ) -> Iterator[ShardReport]:
     """Yields a report of every shard, in their order.
 
@@ -80,16 +81,17 @@ def verify(
         threads: that read and decode, each one shard at a time.
         known: reports of shards that were read before; one of the same path and size is given again.
         decode: raises ImageError for a bad image.
+        storage: what reads; None: one of the defaults.
 
     Raises:
         FileNotFoundError: a pattern names no shard.
     """
-    storage, checksums, by_path = Storage(), Checksums(), {report.path: report for report in known}
+    reading, checksums, by_path = storage or Storage(), Checksums(), {report.path: report for report in known}
 
     def report_of(path: str) -> ShardReport:
         before = by_path.get(path)
-        unchanged = before is not None and before.size == _size(path, storage)
-        return before if before is not None and unchanged else verify_shard(path, images, decode, storage, checksums)
+        unchanged = before is not None and before.size == _size(path, reading)
+        return before if before is not None and unchanged else verify_shard(path, images, decode, reading, checksums)
 
     yield from in_threads(report_of, shards_of(paths), threads)
 
@@ -118,7 +120,7 @@ def verify_shard(
 ) -> ShardReport:
     """Reads every record of one shard and decodes every image of it; arguments as for `verify`."""
     storage, good, skips = storage or Storage(), 0, []
-    source = source_of_path(str(path), images).open(storage)
+    source = source_of_path(str(path), images, storage).open(storage)
     for record in records(source):
         fault = record if isinstance(record, Skip) else _undecodable(record, decode, storage)
         if fault is None:

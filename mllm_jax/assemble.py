@@ -9,7 +9,7 @@ from rich.console import Console
 from data_pipelines.transforms.image import ImageTransformConfig
 from data_pipelines.transforms.templates import TEMPLATES
 from mllm_jax.checkpoint.description import with_instruction_tokenizer
-from mllm_jax.checkpoint.layout import write_whole
+from mllm_jax.checkpoint.layout import RUN_FILE, write_whole
 from mllm_jax.config import RunConfig, resolved_yaml
 from mllm_jax.data_side import data_side
 from mllm_jax.initial_parameters import initial_parameters
@@ -48,7 +48,7 @@ def _run(config: RunConfig) -> Outcome:
         console=Console() if is_first_process() else None,
     )
     if is_first_process():
-        write_whole(folder / "run.yaml", resolved_yaml(config))
+        write_whole(folder / RUN_FILE, resolved_yaml(config))
     return run_stages(config.stages, run)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
+from data_pipelines.storage import Storage
 from data_pipelines.transforms.image_error import ImageError
 from mllm_jax.evaluation.evaluate import Evaluation, EvaluationConfig, evaluate
 from mllm_jax.evaluation.preference_scores import score_pairs
@@ -19,12 +20,14 @@ from mllm_jax.interop.model_folder import LoadedModel
 CHAT_HELP = "/image FILE shows an image, /new begins again, /quit (or Ctrl-D) leaves."
 
 
-def show_evaluation(loaded: LoadedModel, data: str, config: EvaluationConfig, images: str | None) -> Evaluation:
+def show_evaluation(
+    loaded: LoadedModel, data: str, config: EvaluationConfig, images: str | None, storage: Storage | None = None
+) -> Evaluation:
     """Evaluates with a progress line and prints the table of scores."""
     console = Console()
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("questions", total=config.limit)
-        evaluation = evaluate(loaded, data, config, images, lambda _: progress.advance(task))
+        evaluation = evaluate(loaded, data, config, images, lambda _: progress.advance(task), storage)
     console.print(scores_table(evaluation))
     for cause, count in sorted(evaluation.skipped.items()):
         console.print(f"skipped {count}: {cause}")

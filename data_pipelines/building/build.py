@@ -49,7 +49,7 @@ def build(config: BuildConfig, processes: int = 1, progress: Progress = lambda w
         ValueError: the source has no record, or the folder holds something else.
         OSError: something cannot be read or written.
     """
-    source = config.source.open(Storage())
+    source = config.source.open(Storage(config.storage))
     with claimed(config, source) as manifest:
         if manifest is None:
             _survey(config, source, processes, progress)

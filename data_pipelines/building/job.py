@@ -15,6 +15,7 @@ from data_pipelines.building.manifest import MANIFEST, read_json
 from data_pipelines.config_class import Config
 from data_pipelines.sources.choice import SourceConfig
 from data_pipelines.sources.source import Source
+from data_pipelines.storage import StorageConfig
 
 WORK = ".build"
 """Folder of a build that has not ended."""
@@ -30,6 +31,8 @@ class BuildConfig(Config):
     """Folder of the shards."""
     samples_per_shard: int = Field(default=1000, gt=0)
     """Records of every shard but the last."""
+    storage: StorageConfig = StorageConfig()
+    """How the source is read, which changes nothing of what is written."""
 
     @property
     def work(self) -> Path:

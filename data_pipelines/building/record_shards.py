@@ -70,7 +70,7 @@ def finished(tar: Path) -> dict[str, Any] | None:
 
 def open_writer(config: BuildConfig, layout: Layout) -> Callable[[int], int]:
     """Opens the source, and returns what writes the shard of a number."""
-    storage = Storage()
+    storage = Storage(config.storage)
     source, names = config.source.open(storage), layout.names
 
     def write(number: int) -> int:

@@ -43,7 +43,7 @@ HOLDS_PAIRS = (PreferenceJsonConfig, RecordsConfig)
 _LOOKED_AT = 3
 
 
-def source_of_path(path: str, images: str | None = None) -> SourceConfig:
+def source_of_path(path: str, images: str | None = None, storage: Storage | None = None) -> SourceConfig:
     """Returns the source that a path alone describes: tar shards of pairs or of records, parquet, or some JSON(L).
 
     What the first record of a JSON file is like says which kind it is; LLaVA's where it is like no other.
@@ -52,31 +52,36 @@ def source_of_path(path: str, images: str | None = None) -> SourceConfig:
         path: shards (any pattern), a folder of shards, or a file that ends in .parquet, .json, .jsonl or, a blend of
             JSON files, .yaml.
         images: image folder of JSON files; None: `images/` beside `path` if it is there, else the folder of `path`.
+        storage: what reads that record; None: one of the defaults.
 
     Raises:
         FileNotFoundError: a pattern names no shard.
     """
     if path.endswith((".json", ".jsonl")):
-        found = {"files": path, "images": images or image_folder(path)}
-        chosen: SourceConfig = TypeAdapter(SourceConfig).validate_python(found | {"kind": _kind_of_json(path)})
+        kind = _kind_of_json(path, storage or Storage())
+        found = {"files": path, "images": images or image_folder(path), "kind": kind}
+        chosen: SourceConfig = TypeAdapter(SourceConfig).validate_python(
+            found | {"kind": _kind_of_json(path, storage or Storage())}
+        )
         return chosen
     if path.endswith(BLENDS):
         return LlavaBlendConfig(files=path, images=images or image_folder(path))
     if path.endswith(".parquet"):
         return ParquetConfig(files=path)
     shards = os.path.join(path, "*.tar") if os.path.isdir(path) else path
-    return RecordsConfig(shards=shards) if _holds_records(expand(shards)[0]) else WebDatasetConfig(shards=shards)
+    made = _holds_records(expand(shards)[0], storage or Storage())
+    return RecordsConfig(shards=shards) if made else WebDatasetConfig(shards=shards)
 
 
-def _holds_records(shard: str) -> bool:
+def _holds_records(shard: str, storage: Storage) -> bool:
     """Whether one of the first samples of a tar is a record as `mllm data build` writes them."""
-    source = RecordsConfig(shards=shard, index="never").open(Storage())
+    source = RecordsConfig(shards=shard, index="never").open(storage)
     return any(isinstance(source.read(entry), Record) for entry in islice(source.walk(0), _LOOKED_AT))
 
 
-def _kind_of_json(path: str) -> str:
+def _kind_of_json(path: str, storage: Storage) -> str:
     """The kind of the first record of a file that is a JSON object."""
-    source = LlavaJsonConfig(files=path).open(Storage())
+    source = LlavaJsonConfig(files=path).open(storage)
     values = (source.value(entry) for entry in islice(source.walk(0), _LOOKED_AT))
     first = next((value for value in values if isinstance(value, dict)), {})
     if "text_list" in first:

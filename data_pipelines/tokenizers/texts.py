@@ -17,8 +17,16 @@ from data_pipelines.tokenizers.training import TokenizerTrainingConfig, train_se
 IMAGE_MARK = "<image>"
 
 
-def train_on_files(inputs: Sequence[str], output: str, config: TokenizerTrainingConfig) -> Counter[str]:
+def train_on_files(
+    inputs: Sequence[str], output: str, config: TokenizerTrainingConfig, storage: Storage | None = None
+) -> Counter[str]:
     """Trains a SentencePiece model on the texts of files and writes it, whole or not at all.
+
+    Args:
+        inputs: see `texts_of`.
+        output: the file to write.
+        config: of the tokenizer.
+        storage: what reads the files; None: one of the defaults.
 
     Returns:
         How many records had no text, by cause.
@@ -28,7 +36,9 @@ def train_on_files(inputs: Sequence[str], output: str, config: TokenizerTraining
         ValueError: texts that cannot fill the vocabulary.
     """
     skipped: Counter[str] = Counter()
-    model = train_sentencepiece((text for path in inputs for text in texts_of(path, skipped)), config)
+    reading = storage or Storage()
+    texts = (text for path in inputs for text in texts_of(path, skipped, reading))
+    model = train_sentencepiece(texts, config)
     target = Path(output)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(target.name + ".writing")
@@ -37,19 +47,18 @@ def train_on_files(inputs: Sequence[str], output: str, config: TokenizerTraining
     return skipped
 
 
-def texts_of(path: str, skipped: Counter[str]) -> Iterator[str]:
+def texts_of(path: str, skipped: Counter[str], storage: Storage) -> Iterator[str]:
     """Yields the texts of a `.txt` file (its lines), of LLaVA `.json` or `.jsonl`, or of tar shards."""
     if path.endswith((".json", ".jsonl")):
-        yield from _conversation_texts(path, skipped)
+        yield from _conversation_texts(path, skipped, storage)
     elif path.endswith(".tar") or os.path.isdir(path):
-        yield from _tar_texts(path, skipped)
+        yield from _tar_texts(path, skipped, storage)
     else:
         with open(path, encoding="utf-8") as lines:
             yield from lines
 
 
-def _conversation_texts(path: str, skipped: Counter[str]) -> Iterator[str]:
-    storage = Storage()
+def _conversation_texts(path: str, skipped: Counter[str], storage: Storage) -> Iterator[str]:
     for offset, length in load_index(path, storage, None).tolist():
         try:
             entry = json.loads(storage.read_range(ByteRange(path, offset, length)) if length > 0 else b"")
@@ -60,8 +69,8 @@ def _conversation_texts(path: str, skipped: Counter[str]) -> Iterator[str]:
         yield from (turn.replace(IMAGE_MARK, "") for turn in turns if isinstance(turn, str))
 
 
-def _tar_texts(path: str, skipped: Counter[str]) -> Iterator[str]:
-    for record in records(source_of_path(path).open(Storage())):
+def _tar_texts(path: str, skipped: Counter[str], storage: Storage) -> Iterator[str]:
+    for record in records(source_of_path(path, storage=storage).open(storage)):
         if isinstance(record, Skip):
             skipped[record.cause] += 1
             continue

@@ -9,6 +9,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+RUN_FILE = "run.yaml"
+"""The complete run file."""
+
 OBJECTIVE = "objective"
 """The branch of a stage's parameters that its objective owns: no part of the model, and not left to anyone else."""
 

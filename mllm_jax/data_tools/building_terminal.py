@@ -12,15 +12,16 @@ from data_pipelines.building.job import BuildConfig
 from data_pipelines.indexing import index_shards
 from data_pipelines.sources.choice import SourceConfig
 from data_pipelines.sources.shard_list import expand
+from data_pipelines.storage import Storage, StorageConfig
 
 Each = TypeVar("Each")
 
 
-def show_indexing(shards: list[str], cache: str | None, threads: int) -> int:
+def show_indexing(shards: list[str], cache: str | None, threads: int, storage: Storage | None = None) -> int:
     """Indexes shards with a progress line and prints which of them are broken; returns 1 if any is."""
     console, made, samples, broken = Console(), 0, 0, 0
     total = len(expand(tuple(shards)))
-    for report in _with_progress(console, "shards", index_shards(shards, cache, threads), total):
+    for report in _with_progress(console, "shards", index_shards(shards, cache, threads, storage), total):
         made, samples = made + report.made, samples + report.samples
         if report.replaced is not None:
             _tell(console, f"made again: {report.replaced}")
@@ -32,11 +33,13 @@ def show_indexing(shards: list[str], cache: str | None, threads: int) -> int:
     return 1 if broken else 0
 
 
-def show_build(source: SourceConfig, output: str, samples_per_shard: int, processes: int) -> None:
+def show_build(
+    source: SourceConfig, output: str, samples_per_shard: int, processes: int, storage: StorageConfig
+) -> None:
     """Builds with progress lines and prints what there is now, what was left out, and how to train on it."""
     if samples_per_shard < 1 or processes < 1:
         raise ValueError("--samples-per-shard and --processes are at least 1")
-    config = BuildConfig(source=source, output=output, samples_per_shard=samples_per_shard)
+    config = BuildConfig(source=source, output=output, samples_per_shard=samples_per_shard, storage=storage)
     console = Console()
     with Progress(console=console, transient=True) as progress:
         tasks: dict[str, TaskID] = {}

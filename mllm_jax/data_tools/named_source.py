@@ -15,6 +15,10 @@ class _Sources(Config):
     sources: dict[str, SourceConfig]
 
 
+def is_run_file(path: str) -> bool:
+    return path.endswith(_RUN_FILES)
+
+
 def source_of(path: str, name: str | None = None, images: str | None = None) -> SourceConfig:
     """Returns the source that is meant; of a run file nothing but that source need be right.
 
@@ -27,7 +31,7 @@ def source_of(path: str, name: str | None = None, images: str | None = None) -> 
         RunFileError: the run file has no such source, or it is wrong.
         ValueError: options that do not go together.
     """
-    if not path.endswith(_RUN_FILES):
+    if not is_run_file(path):
         if name is not None:
             raise ValueError(f"--source {name} names a source of a run file, but {path} is none")
         return source_of_path(path, images)

@@ -10,10 +10,13 @@ from typing import TextIO
 from rich.console import Console
 from rich.progress import Progress
 
+from data_pipelines.storage import Storage
 from data_pipelines.verification import ShardReport, read_reports, shards_of, verify
 
 
-def show_verification(inputs: list[str], images: str | None, threads: int, report: str | None) -> int:
+def show_verification(
+    inputs: list[str], images: str | None, threads: int, report: str | None, storage: Storage | None = None
+) -> int:
     """Verifies shards with a progress line and prints what is wrong with them; returns 1 if anything is."""
     console, broken, good, causes = Console(), 0, 0, Counter[str]()
     known = read_reports(report) if report else []
@@ -22,7 +25,7 @@ def show_verification(inputs: list[str], images: str | None, threads: int, repor
         lines = exits.enter_context(_appended(report)) if report else None
         progress = exits.enter_context(Progress(console=console, transient=True))
         task = progress.add_task("shards", total=total)
-        for each in verify(inputs, images, threads, known):
+        for each in verify(inputs, images, threads, known, storage=storage):
             if lines is not None and each not in known:
                 lines.write(json.dumps(each.to_json(), ensure_ascii=False) + "\n")
                 lines.flush()

@@ -107,6 +107,7 @@ def evaluate(
     config: EvaluationConfig,
     images: str | None = None,
     progress: Callable[[Asked], None] = lambda asked: None,
+    storage: Storage | None = None,
 ) -> Evaluation:
     """Ask a model every question of a LLaVA JSON(L) file, or for the caption of every image of shards.
 
@@ -116,15 +117,17 @@ def evaluate(
         config: how it is asked.
         images: image folder of a JSON file.
         progress: called with every question once it is scored.
+        storage: what reads the data; None: one of the defaults.
 
     Raises:
         ValueError: a model that cannot be asked, or no question that can be asked at all.
         FileNotFoundError: data that is not there.
     """
-    answerer = Answerer(loaded, DecodingConfig(max_new_tokens=config.max_new_tokens, rows=config.rows, pad_rows=True))
+    storage = storage or Storage()
+    decoding = DecodingConfig(max_new_tokens=config.max_new_tokens, rows=config.rows, pad_rows=True)
+    answerer = Answerer(loaded, decoding, storage)
     evaluation = Evaluation(loaded, data, config)
     digest = hashlib.sha256()
-    storage = Storage()
     found = read_questions(data, storage, images, config.history, config.limit)
     ready = _ready(answerer, found, storage, evaluation.skipped, digest.update)
     before: list[_Ready] = []

@@ -23,7 +23,6 @@ from data_pipelines.sources.preference_json import (
     PreferenceJsonConfig,
     PreferenceJsonSource,
 )
-from data_pipelines.storage import Storage
 from data_pipelines.transforms.image_error import ImageError
 from data_pipelines.transforms.preferences import render_preference
 from mllm_jax.evaluation.likelihood import losses
@@ -60,7 +59,7 @@ def score_pairs(
     """Write the pairs of a file again, one a line, with the scores of a model; pairs that are bad are left out.
 
     Args:
-        answerer: the model; it reads `decoding.rows` answers at a time.
+        answerer: the model; it reads `decoding.rows` answers at a time, and its storage reads the pairs.
         data: a .json or .jsonl file of preference pairs.
         output: the .jsonl file to write; it is there whole or not at all.
         images: folder of the images; None: `images/` beside the data if it is there, else the data's own folder.
@@ -71,8 +70,7 @@ def score_pairs(
         ValueError: no pair could be scored.
     """
     scored, target = ScoredFile(), Path(output)
-    storage = Storage()
-    source = PreferenceJsonConfig(files=data, images=images or image_folder(data)).open(storage)
+    source = PreferenceJsonConfig(files=data, images=images or image_folder(data)).open(answerer.storage)
     made_by = {"reference_model": answerer.loaded.source, "reference_template": answerer.template.name}
     ready = _ready(answerer, source, scored.skipped)
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -63,7 +63,7 @@ def read_questions(
     Raises:
         FileNotFoundError: there is no such file, shard or image folder.
     """
-    source = source_of_path(path, images).open(storage)
+    source = source_of_path(path, images, storage).open(storage)
     found = (item for shard in range(len(source.shards)) for item in _of_shard(source, shard, storage, history))
     questions = 0
     for item in found:

@@ -46,8 +46,13 @@ class Answer:
 class Answerer:
     """A loaded model with everything that asking it takes."""
 
-    def __init__(self, loaded: LoadedModel, decoding: DecodingConfig) -> None:
+    def __init__(self, loaded: LoadedModel, decoding: DecodingConfig, storage: Storage | None = None) -> None:
         """Check that the model can be talked with.
+
+        Args:
+            loaded: the model.
+            decoding: how it answers.
+            storage: what reads images; None: one of the defaults.
 
         Raises:
             ValueError: a vision encoder alone, or a folder without a tokenizer, a known chat template or, for tiled
@@ -74,7 +79,7 @@ class Answerer:
         self.image_tokens = slot_features(loaded.config) if isinstance(loaded.config, MultimodalConfig) else 0
         """Of the image of one slot."""
         self.stop_tokens = stop_ids(self.template, self.tokenizer)
-        self._storage = Storage()
+        self.storage = storage or Storage()
         self._tiled = self._tiled_images()
         self._instructions = self._instruction_encoder()
         self._laid_out: int | LayoutOf = self.image_tokens if self._tiled is None else self._tiled.layout
@@ -112,7 +117,7 @@ class Answerer:
         return self._decoded(self._read(image), None if self._tiled is None else self._tiled.layout(image))
 
     def _read(self, image: ImagePart) -> bytes:
-        return self._storage.read_image(image.source)
+        return self.storage.read_image(image.source)
 
     def _decoded(self, data: bytes, layout: ImageLayout | None) -> np.ndarray:
         if self._tiled is None or layout is None:
@@ -123,7 +128,7 @@ class Answerer:
         config = self.loaded.config
         if not isinstance(config, MultimodalConfig) or config.tiling is None:
             return None
-        return TiledImages(config.tiling, self.image_transform, tile_features(config), self._storage, self._marks)
+        return TiledImages(config.tiling, self.image_transform, tile_features(config), self.storage, self._marks)
 
     def _instruction_encoder(self) -> InstructionEncoder | None:
         length, tokenizer = instructions_of(self.model), self.loaded.instruction_tokenizer

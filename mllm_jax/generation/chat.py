@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data_pipelines.record import ByteRange, ImagePart, Record, TextPart, Turn
+from data_pipelines.storage import is_local
 from mllm_jax.generation.answering import Answerer, user_parts
 
 
@@ -53,11 +54,11 @@ class ChatSession:
 
 
 def image_part(path: str | Path) -> ImagePart:
-    """Return an image file as a part of a turn.
+    """Return an image file, or a remote image, as a part of a turn.
 
     Raises:
         FileNotFoundError: there is no such file.
     """
-    if not Path(path).is_file():
+    if is_local(str(path)) and not Path(path).is_file():
         raise FileNotFoundError(f"there is no image file {path}.")
     return ImagePart(ByteRange(str(path)))

@@ -2,6 +2,7 @@
 
 import argparse
 
+from mllm_jax.verbs.storage import add_storage, storage_of
 from mllm_jax.verbs.verb import add_verb
 
 
@@ -20,6 +21,7 @@ def add_data_verb(verbs) -> None:
         "--report", metavar="FILE.jsonl", help="a line for every shard; those that it has already are not read again"
     )
     verify.add_argument("--threads", type=int, default=2, help="that read and decode (default: %(default)s)")
+    add_storage(verify)
     build = add_verb(
         actions, "build", "write the records of a source as indexed tar shards, going on where it stopped", _build
     )
@@ -33,6 +35,7 @@ def add_data_verb(verbs) -> None:
         "--samples-per-shard", type=int, default=1000, metavar="N", help="records of a shard (default: %(default)s)"
     )
     build.add_argument("--processes", type=int, default=1, help="that read and write (default: %(default)s)")
+    add_storage(build, "SOURCE's, if that is a run file")
     index = add_verb(
         actions, "index", "note where every sample of tar shards stands, so that runs need not look", _index
     )
@@ -41,6 +44,7 @@ def add_data_verb(verbs) -> None:
         "--cache", metavar="DIR", help="folder of the indexes, for shards that are remote or lie where nobody may write"
     )
     index.add_argument("--threads", type=int, default=2, help="that walk shards (default: %(default)s)")
+    add_storage(index)
     _add_stage_data_verbs(actions)
 
 
@@ -78,21 +82,24 @@ def _add_stage_data_verbs(actions) -> None:
 def _verify(options: argparse.Namespace) -> int:
     from mllm_jax.data_tools.verification_terminal import show_verification
 
-    return show_verification(options.inputs, options.images, options.threads, options.report)
+    return show_verification(options.inputs, options.images, options.threads, options.report, storage_of(options))
 
 
 def _build(options: argparse.Namespace) -> None:
+    from mllm_jax.chosen_storage import chosen_storage
     from mllm_jax.data_tools.building_terminal import show_build
-    from mllm_jax.data_tools.named_source import source_of
+    from mllm_jax.data_tools.named_source import is_run_file, source_of
 
     source = source_of(options.source, options.name, options.images)
-    show_build(source, options.output, options.samples_per_shard, options.processes)
+    named = options.storage or (options.source if is_run_file(options.source) else None)
+    storage = chosen_storage(named).config
+    show_build(source, options.output, options.samples_per_shard, options.processes, storage)
 
 
 def _index(options: argparse.Namespace) -> int:
     from mllm_jax.data_tools.building_terminal import show_indexing
 
-    return show_indexing(options.shards, options.cache, options.threads)
+    return show_indexing(options.shards, options.cache, options.threads, storage_of(options))
 
 
 def _show(options: argparse.Namespace) -> None:

@@ -3,6 +3,7 @@
 import argparse
 
 from mllm_jax.verbs.model_folder import WHAT_IS_MODEL, load
+from mllm_jax.verbs.storage import THE_MODELS, add_storage, storage_of
 from mllm_jax.verbs.verb import add_verb
 
 
@@ -18,11 +19,13 @@ def add_model_verbs(verbs) -> None:
     )
     generate.add_argument("--json", action="store_true", help="print the answer as JSON with its tokens")
     _add_sampling(generate)
+    add_storage(generate, THE_MODELS)
 
     chat = add_verb(verbs, "chat", "talk with a model in the terminal, about images too", _chat)
     chat.add_argument("--model", required=True, metavar="MODEL", help=WHAT_IS_MODEL)
     chat.add_argument("--image", action="append", default=[], metavar="FILE", help="an image to begin with")
     _add_sampling(chat)
+    add_storage(chat, THE_MODELS)
 
     import_ = add_verb(verbs, "import", "turn a Hugging Face folder into this project's own folder", _import)
     import_.add_argument(
@@ -65,7 +68,7 @@ def _answerer(options: argparse.Namespace, rows: int = 1):
 
     sampling = SamplingConfig(temperature=options.temperature, top_k=options.top_k, top_p=options.top_p)
     decoding = DecodingConfig(max_new_tokens=options.max_new_tokens, sampling=sampling, seed=options.seed, rows=rows)
-    return Answerer(load(options.model), decoding)
+    return Answerer(load(options.model), decoding, storage_of(options))
 
 
 def _generate(options: argparse.Namespace) -> int:

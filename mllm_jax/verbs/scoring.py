@@ -3,6 +3,7 @@
 import argparse
 
 from mllm_jax.verbs.model_folder import WHAT_IS_MODEL, load
+from mllm_jax.verbs.storage import THE_MODELS, add_storage, storage_of
 from mllm_jax.verbs.verb import add_verb
 
 
@@ -21,6 +22,7 @@ def add_scoring_verbs(verbs) -> None:
     evaluate.add_argument("--no-blank", action="store_true", help="leave the blank-image baseline out")
     evaluate.add_argument("--shuffled", action="store_true", help="ask with another question's images too")
     evaluate.add_argument("--output", help="folder for scores.json and answers.jsonl")
+    add_storage(evaluate, THE_MODELS)
 
     score = add_verb(
         verbs, "score", "write preference pairs with a model's log-probabilities, as a cached reference", _score
@@ -31,6 +33,7 @@ def add_scoring_verbs(verbs) -> None:
     score.add_argument("--output", required=True, metavar="FILE.jsonl", help="where the pairs and their scores go")
     score.add_argument("--rows", type=int, default=8, help="answers scored at once (default: %(default)s)")
     score.add_argument("--template", metavar="NAME", help="chat template to write with (default: the model's own)")
+    add_storage(score, THE_MODELS)
 
 
 def _evaluate(options: argparse.Namespace) -> None:
@@ -46,7 +49,8 @@ def _evaluate(options: argparse.Namespace) -> None:
         history=options.history,
         limit=options.limit,
     )
-    evaluation = show_evaluation(load(options.model, options.template), options.data, config, options.images)
+    loaded = load(options.model, options.template)
+    evaluation = show_evaluation(loaded, options.data, config, options.images, storage_of(options))
     if options.output:
         write_report(evaluation, options.output)
         print(f"scores and answers: {options.output}")
@@ -57,5 +61,5 @@ def _score(options: argparse.Namespace) -> None:
     from mllm_jax.generation.decode import DecodingConfig
     from mllm_jax.terminal import show_scoring
 
-    answerer = Answerer(load(options.model, options.template), DecodingConfig(rows=options.rows))
+    answerer = Answerer(load(options.model, options.template), DecodingConfig(rows=options.rows), storage_of(options))
     show_scoring(answerer, options.data, options.output, options.images)

@@ -2,6 +2,7 @@
 
 import argparse
 
+from mllm_jax.verbs.storage import add_storage, storage_of
 from mllm_jax.verbs.verb import add_verb
 
 
@@ -17,6 +18,7 @@ def add_tokenizer_verb(verbs) -> None:
     train.add_argument("--output", required=True, metavar="FILE.model", help="the tokenizer to write")
     train.add_argument("--vocabulary", type=int, default=32000, help="number of pieces (default: %(default)s)")
     train.add_argument("--algorithm", choices=("bpe", "unigram"), default="bpe", help="(default: %(default)s)")
+    add_storage(train)
 
 
 def _train_tokenizer(options: argparse.Namespace) -> None:
@@ -24,6 +26,6 @@ def _train_tokenizer(options: argparse.Namespace) -> None:
     from data_pipelines.tokenizers.training import TokenizerTrainingConfig
 
     config = TokenizerTrainingConfig(vocabulary_size=options.vocabulary, kind=options.algorithm)
-    skipped = train_on_files(options.inputs, options.output, config)
+    skipped = train_on_files(options.inputs, options.output, config, storage_of(options))
     left_out = "".join(f"; {count} records without text: {cause}" for cause, count in skipped.items())
     print(f"wrote {options.output}: {options.vocabulary} pieces{left_out}")
