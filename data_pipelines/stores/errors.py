@@ -1,5 +1,6 @@
 """What goes wrong with a store, as OSErrors: worth another attempt or not, whichever library it came from."""
 
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -39,13 +40,34 @@ def as_os_errors(path: str) -> Iterator[None]:
     """
     try:
         yield
-    except OSError:
+    except OSError as error:
+        refused = _refused_certificate(error)
+        if refused is not None:
+            raise UnreadableError(refused) from error
+        if str(error).startswith("Forbidden: "):  # How gcsfs says it.
+            raise PermissionError(str(error)) from error
         raise
     except ImportError as error:
         extra = EXTRAS.get(path.partition("://")[0])
         advice = f"pip install 'mllm_jax[{extra}]'" if extra else str(error)
         raise UnreadableError(f"what reads {path} is not installed: {advice}") from error
     except Exception as error:
-        status = getattr(error, "status", None)
+        refused = _refused_certificate(error)
+        if refused is not None:
+            raise UnreadableError(refused) from error
+        status = getattr(error, "status", getattr(error, "code", None))
         detail = f"{type(error).__name__}: {error}"
         raise (status_error(status, detail) if isinstance(status, int) else OSError(detail)) from error
+
+
+def _refused_certificate(error: BaseException | None) -> str | None:
+    """What to say where the cause of an error is a certificate that is not trusted; None: it is not."""
+    while error is not None:
+        message = getattr(error, "verify_message", "")
+        if isinstance(error, ssl.SSLCertVerificationError) and message:
+            return (
+                f"the server's certificate is refused: {message}. If an authority of your own signed it, name its file "
+                "in the environment variable SSL_CERT_FILE (for s3:// in AWS_CA_BUNDLE)"
+            )
+        error = error.__cause__ or error.__context__
+    return None

@@ -1,6 +1,7 @@
 """A web server of byte ranges that stumbles when it is told to."""
 
 import re
+import ssl
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -22,8 +23,12 @@ class RangeServer(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
         super().__init__(("localhost", 0), _Handler)
+        self._scheme = "http" if tls is None else "https"
+        if tls is not None:
+            # The handshake is left to the thread of the request, so that a client that refuses it stops no other.
+            self.socket = tls.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
         self.files: dict[str, bytes] = {}
         self.versions: dict[str, str] = {}
         self.faults: list[int | str] = []
@@ -32,7 +37,7 @@ class RangeServer(ThreadingHTTPServer):
         self.lock = Lock()
 
     def address(self, name: str) -> str:
-        return f"http://localhost:{self.server_port}/{name}"
+        return f"{self._scheme}://localhost:{self.server_port}/{name}"
 
     def asked(self) -> Counter[tuple[str, int, int]]:
         """How often each (name, start, end) was asked for, end exclusive; the first byte alone is left out."""
@@ -97,8 +102,8 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def range_server() -> Iterator[RangeServer]:
-    with RangeServer() as server:
+def range_server(tls: ssl.SSLContext | None = None) -> Iterator[RangeServer]:
+    with RangeServer(tls) as server:
         thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         thread.start()
         try:
