@@ -271,6 +271,7 @@ class Loader:
             skips += [(lane, skip) for skip in stream.take_skips()]
         pixels = [number for number, part in enumerate(placed) if part.rendered.images]
         size = max(1, -(-len(pixels) // self._tasks))
+        self._storage.expect(image.source for part in placed for image in part.rendered.images)
         chunks = [pixels[first : first + size] for first in range(0, len(pixels), size)]
         decoded = [self._pool.submit(self._decode, batch.images, placed, chunk) for chunk in chunks]
         states = {lane: stream.state() for lane, stream in zip(self._lanes, self._streams, strict=True)}

@@ -1,6 +1,7 @@
 """Byte ranges of files, local or remote: opened once, read from any thread, retried when the store stumbles."""
 
 import threading
+from collections.abc import Iterable
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -133,6 +134,14 @@ class Storage:
             return self.read_range(source)
         length = limit if source.length is None else min(source.length, limit)
         return self._read_alone(source.path, source.offset, length)
+
+    def expect(self, sources: Iterable[ImageSource]) -> None:
+        """Asks remote stores for images that `read_image` is about to read whole, all at once; local files wait."""
+        places = [each for each in sources if isinstance(each, ByteRange) and not is_local(each.path)]
+        if places:
+            self._remote_reader().expect(
+                (each.path, each.offset, each.offset + each.length) for each in places if each.length
+            )
 
     def take_failures(self) -> int:
         """Returns how many attempts to read failed since the last call, and were made again."""

@@ -69,6 +69,10 @@ class MemoryBlocks:
                 self.bytes -= len(freed)
                 self.lost += self._unread.pop(gone, None) is not None
 
+    def holds(self, name: BlockName) -> bool:
+        with self._lock:
+            return name in self._held
+
     def room(self, name: BlockName) -> bool:
         with self._lock:
             return name not in self._held and 2 * sum(self._unread.values()) < self._limit

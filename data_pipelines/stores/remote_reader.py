@@ -3,13 +3,15 @@
 import hashlib
 import threading
 from collections import OrderedDict
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 from data_pipelines.stores.blocks import BlockName, Blocks, MemoryBlocks
 from data_pipelines.stores.errors import ChangedObjectError
+from data_pipelines.stores.expected_reads import ExpectedReads, Place
 from data_pipelines.stores.remote_object import RemoteObject, check_version, open_remote
 from data_pipelines.stores.retries import Retries
 from data_pipelines.stores.slow_log import LOGGER, SlowLog
@@ -62,6 +64,7 @@ class RemoteReader:
         self._ahead: set[BlockName] = set()
         self._versions: OrderedDict[str, tuple[int, str]] = OrderedDict()
         self._object = lru_cache(maxsize=_OPEN_OBJECTS)(self._opened)
+        self._expected = ExpectedReads(limits.memory_bytes)
         self._told: set[str] = set()
 
     def size(self, path: str) -> int:
@@ -90,11 +93,12 @@ class RemoteReader:
         kept = {number: self._kept(path, number, start, end) for number in numbers}
         if alone and self._disk is None and None in kept.values():
             self._tell("alone", f"data.storage.cache is not set, so every image of {path} is a request of its own")
-            return self._asked(path, start, end)
+            coming = self._expected.take((path, start, end)) or self._pool.submit(self._requested, path, start, end)
+            return self._arrived(coming, path, start, end)
         # All that is not kept is asked for before the first of it is waited for.
-        coming = {number: self._block(self._name(path, number), path) for number in numbers if kept[number] is None}
+        blocks = {number: self._block(self._name(path, number), path) for number in numbers if kept[number] is None}
         pieces = [
-            self._arrived(coming[number], path, start, end)[max(start - number * block, 0) : end - number * block]
+            self._arrived(blocks[number], path, start, end)[max(start - number * block, 0) : end - number * block]
             if piece is None
             else piece
             for number, piece in kept.items()
@@ -104,6 +108,20 @@ class RemoteReader:
             opened.last_block = numbers[-1]
             self._read_ahead(path, numbers[-1])
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def expect(self, places: Iterable[Place]) -> None:
+        """Asks for bytes that will each be read alone once, and are not kept: to the disk, or to be handed over."""
+        self._expected.begin()
+        for path, start, end in places:
+            size = self._limits.block_bytes
+            names = [self._name(path, number) for number in range(start // size, (end - 1) // size + 1)]
+            missing = [name for name in names if not self._memory.holds(name)]
+            if self._disk is not None:
+                for name in missing:
+                    if self._disk.room(name):
+                        self._block(name, path)
+            elif missing:
+                self._expected.add((path, start, end), partial(self._pool.submit, self._requested, path, start, end))
 
     def close(self) -> None:
         """Ends the threads."""
@@ -142,6 +160,10 @@ class RemoteReader:
 
     def _fetched(self, name: BlockName, path: str, start: int, end: int) -> bytes:
         try:
+            # It may have come between the look at what is kept and the one at what is on its way.
+            kept = self._kept(path, name.number, start, end)
+            if kept is not None:
+                return kept
             data = self._requested(path, start, end)
             self._keep(name, data)
             return data
@@ -168,9 +190,6 @@ class RemoteReader:
 
     def _requested(self, path: str, start: int, end: int) -> bytes:
         return self._retries.run(lambda: self._object(path).object.read(start, end), _range(path, start, end))
-
-    def _asked(self, path: str, start: int, end: int) -> bytes:
-        return self._arrived(self._pool.submit(self._requested, path, start, end), path, start, end)
 
     def _arrived(self, future: "Future[bytes]", path: str, start: int, end: int) -> bytes:
         """Waits for a request, and says so when that takes long."""

@@ -1,4 +1,5 @@
 import re
+import time
 
 import fsspec
 import numpy as np
@@ -146,6 +147,29 @@ def test_without_a_cache_an_image_is_the_bytes_that_are_asked_for(server, served
     assert store.read_range(ByteRange(served, 5000, 50)) == CONTENTS[5000:5050]
     assert sorted(server.asked()) == [("a.tar", 0, BLOCK), ("a.tar", 5000, 5050)]
     assert caplog.text.count("every image of") == 1
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_images_that_are_expected_are_asked_for_once_and_at_the_same_time(server, served, storage, tmp_path, cached):
+    store = storage(read_ahead=0, cache=str(tmp_path) if cached else None)
+    store.size(served)
+    places = [ByteRange(served, at, 50) for at in range(0, 10 * BLOCK, BLOCK)]
+    server.faults, server.slow_seconds = ["slow"] * 10, 0.2
+    store.expect([*places, ImageBytes(b"here"), ByteRange(str(tmp_path / "local"), 0, 9)])
+    while server.faults:
+        time.sleep(0.01)
+    assert [store.read_image(place) for place in places] == [CONTENTS[at.offset : at.offset + 50] for at in places]
+    assert set(server.asked().values()) == {1} and len(server.asked()) == 10
+
+
+def test_an_expected_image_that_fails_is_an_error_for_whoever_reads_it(server, served, storage):
+    store = storage(attempts=1)
+    store.size(served)
+    server.faults = [503]
+    store.expect([ByteRange(served, 10, 5)])
+    with pytest.raises(OSError, match=r"a\.tar \(bytes 10 to 14\) in 1 attempts"):
+        store.read_image(ByteRange(served, 10, 5))
+    assert store.read_image(ByteRange(served, 10, 5)) == CONTENTS[10:15]
 
 
 def test_what_is_read_ahead_stays_within_the_memory(server, served, storage, caplog):
