@@ -198,6 +198,26 @@ def test_faults_at_random_moments_change_nothing(runs, whole, tmp_path, seed, si
 
 
 @pytest.mark.soak
+def test_four_then_two_then_eight_processes_all_killed_in_the_middle(runs, tmp_path):
+    alone, run = tmp_path / "alone", tmp_path / "run"
+    begun, keys = runs.finish(alone, 1, mesh="4,2,1", devices=8)
+    assert begun == 0 and len(keys) == STEPS
+    for processes, until_step in ((4, 3), (2, 5)):
+        group = runs.start(run, processes, mesh="4,2,1", devices=8)
+        began = went_on_after(until(group[0], "stage pretrain:"))
+        until(group[0], f"pretrain {until_step}/")
+        for process in group:
+            process.kill()
+        for process in group:
+            ended(process)
+        read = runs.keys_read()
+        assert read and read == keys[began : began + len(read)]
+    step, rest = runs.finish(run, 8, mesh="4,2,1", devices=8)
+    assert 2 <= step < STEPS and rest == keys[step:]
+    assert_same_run(run, alone, exactly=False)
+
+
+@pytest.mark.soak
 def test_the_coordinator_is_killed_while_a_checkpoint_is_written_and_the_pair_goes_on(runs, whole, tmp_path):
     group = runs.start(tmp_path, processes=2)
     until(group[0], "pretrain 5/")
