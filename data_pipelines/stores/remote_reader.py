@@ -95,18 +95,18 @@ class RemoteReader:
             self._tell("alone", f"data.storage.cache is not set, so every image of {path} is a request of its own")
             coming = self._expected.take((path, start, end)) or self._pool.submit(self._requested, path, start, end)
             return self._arrived(coming, path, start, end)
-        # All that is not kept is asked for before the first of it is waited for.
+        # All that is not kept, and what comes next, is asked for before the first of it is waited for.
         blocks = {number: self._block(self._name(path, number), path) for number in numbers if kept[number] is None}
+        opened = self._object(path)
+        if opened.last_block != numbers[-1]:
+            opened.last_block = numbers[-1]
+            self._read_ahead(path, numbers[-1])
         pieces = [
             self._arrived(blocks[number], path, start, end)[max(start - number * block, 0) : end - number * block]
             if piece is None
             else piece
             for number, piece in kept.items()
         ]
-        opened = self._object(path)
-        if opened.last_block != numbers[-1]:
-            opened.last_block = numbers[-1]
-            self._read_ahead(path, numbers[-1])
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def expect(self, places: Iterable[Place]) -> None:
