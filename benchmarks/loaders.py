@@ -68,11 +68,11 @@ def generated_shards(folder: str, samples: int, quality: tuple[int, int]) -> lis
 
 def ours(shards: list[str], workers: int, decode: Callable[[bytes], np.ndarray]) -> Iterator[int]:
     """Our loader's batches: lanes, packed rows, pixels."""
-    from data_pipelines.lanes import StreamConfig
     from data_pipelines.loader import Loader, Preparation
     from data_pipelines.record import ImagePart, Record
     from data_pipelines.rendered import RenderedRecord
     from data_pipelines.sources.webdataset import WebDatasetConfig
+    from data_pipelines.stream_config import StreamConfig
 
     tokens = np.arange(IMAGE_TOKENS + 21, dtype=np.int32)
     supervised = tokens > IMAGE_TOKENS

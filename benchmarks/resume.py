@@ -25,12 +25,12 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.indexing import index_shards
-from data_pipelines.lanes import StreamConfig
 from data_pipelines.loader import Loader, Preparation
 from data_pipelines.record import ImagePart, Record
 from data_pipelines.rendered import RenderedRecord
 from data_pipelines.shards import ImageText, write_shards
 from data_pipelines.sources.webdataset import WebDatasetConfig
+from data_pipelines.stream_config import StreamConfig
 
 IMAGE_TOKENS = 4
 TOKENS = np.arange(IMAGE_TOKENS + 21, dtype=np.int32)

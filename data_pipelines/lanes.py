@@ -5,71 +5,23 @@ Lane i is a function of (config, seed, i) and of nothing else: its own order of 
 
 from collections.abc import Callable, Mapping
 from itertools import chain, groupby, repeat
-from typing import Any
+from typing import Any, NamedTuple
 
-from pydantic import Field, field_validator
-
-from data_pipelines.config_class import Config
-from data_pipelines.mixture import choose
-from data_pipelines.packing import Overlong, Packer, Segment, fit
+from data_pipelines.draws import Draws, Portion, portions_of
+from data_pipelines.packing import Packer, Segment, fit
 from data_pipelines.permutation import seed_of
 from data_pipelines.quota import CUT, Skip, Tally, check_quota
 from data_pipelines.record import Record
 from data_pipelines.rendered import RenderedRecord, RenderError
 from data_pipelines.source_stream import Deal, SourceStream
 from data_pipelines.sources.source import Entry, Source
+from data_pipelines.stream_config import StreamConfig
 from data_pipelines.transforms.image_error import ImageError
 
 Render = Callable[[Record], RenderedRecord]
 
 FRUITLESS_LIMIT = 100_000
 """Entries of one source that a lane meets without a single usable record before it gives up."""
-
-
-class LaneConfig(Config):
-    """How lanes draw, shuffle and pack; the same for all streams of a run."""
-
-    lanes: int = Field(default=8, gt=0)
-    """Deterministic streams that the rows come from; a batch's rows must divide by it. Hosts and devices may change."""
-    seed: int = Field(default=0, ge=0)
-    """Seed of every order."""
-    shuffle_window: int = Field(default=1000, gt=0)
-    """Records, a lane and source, that are shuffled together."""
-    open_shards: int = Field(default=2, gt=0)
-    """Shards that a lane reads in turn, a source."""
-    open_rows: int = Field(default=16, gt=0)
-    """Rows' worth of records, a lane, among which the packer chooses; more fill rows better."""
-    overlong: Overlong = "drop"
-    """What happens to a record longer than a row: dropped; the text behind its last image cut (`cut`); or ended before
-    its first image that does not fit (`cut_images`). All are counted."""
-    skip_quota: float = Field(default=0.01, ge=0, le=1)
-    """Share of records that may be bad before the run stops."""
-    unfit_quota: float = Field(default=0.25, ge=0, le=1)
-    """Share of records that may be dropped because they do not fit a row before the run stops."""
-
-
-class StreamConfig(LaneConfig):
-    """What a stream of packed rows depends on; a run cannot go on with another value of any of it."""
-
-    mixture: dict[str, float]
-    """Source name -> weight; shares of records, the sum does not matter, 0 leaves a source out."""
-    row_length: int = Field(default=2048, gt=1)
-    """Tokens of a row."""
-    images_per_row: int = Field(default=4, ge=0)
-    """Image slots of a row."""
-
-    @field_validator("mixture")
-    @classmethod
-    def _positive(cls, mixture: dict[str, float]) -> dict[str, float]:
-        wrong = {name: weight for name, weight in mixture.items() if not 0 <= weight < float("inf")}
-        if wrong or not any(mixture.values()):
-            raise ValueError(f"weights are finite, at least 0 and not all 0; found {wrong or mixture}")
-        return mixture
-
-    @property
-    def weights(self) -> dict[str, float]:
-        """The sources that are drawn from, by name."""
-        return {name: weight for name, weight in self.mixture.items() if weight > 0}
 
 
 def rendered_or_skip(record: Record, render: Render) -> RenderedRecord | Skip:
@@ -80,6 +32,15 @@ def rendered_or_skip(record: Record, render: Render) -> RenderedRecord | Skip:
         return Skip(error.cause, record.key, error.detail)
     except ImageError as error:
         return Skip(f"image_{error.cause}", record.key, error.detail)
+
+
+class Gone(NamedTuple):
+    """How far a lane has gone through a source."""
+
+    met: int
+    """Records, good and bad."""
+    epochs: float
+    """Of the lane's own part."""
 
 
 class Lane:
@@ -93,22 +54,40 @@ class Lane:
         render: Render,
         image_tokens: int,
         state: Mapping[str, Any] | None = None,
+        portions: tuple[Portion, ...] | None = None,
     ) -> None:
         """Opens lane `index` at its beginning, or where `state` says.
+
+        Args:
+            index: of the lane.
+            config: of the stream.
+            sources: by name, those of the mixture.
+            render: record -> tokens.
+            image_tokens: of an image that takes one slot.
+            state: of a lane that stopped; None: the beginning.
+            portions: what the mixture takes of these sources, where that is known already.
 
         Raises:
             ValueError: a record that waited is not what it was: the data or the chat template changed.
         """
         self._config = config
-        self._names = tuple(config.weights)
-        self._weights = tuple(config.weights.values())
+        self._names = config.names
+        self._portions = portions or portions_of(config.mixture, sources)
         self._sources = tuple(sources[name] for name in self._names)
         self._render = render
         self._image_tokens = image_tokens
         self._index = index
         saved = state["sources"] if state else {}
-        self._streams = tuple(self._stream(name, sources[name], saved.get(name)) for name in self._names)
-        self._counts = [int(saved[name]["good"]) if state else 0 for name in self._names]
+        self._streams = tuple(
+            self._stream(portion, source, saved.get(portion.name))
+            for portion, source in zip(self._portions, self._sources, strict=True)
+        )
+        self._draws = Draws(
+            weights=[portion.weight for portion in self._portions],
+            rule=config.mixture.rule,
+            counts=[int(saved[name]["good"]) if state else 0 for name in self._names],
+            run_out=[number for number, name in enumerate(self._names) if state and saved[name].get("run_out")],
+        )
         self._met = [int(saved[name]["met"]) if state else 0 for name in self._names]
         self._packer = Packer(config.row_length, config.images_per_row, config.open_rows)
         self.tally = Tally.from_json(state["tally"]) if state else Tally()
@@ -117,14 +96,26 @@ class Lane:
             self._restore_waiting(state["waiting"], state.get("waiting_epochs", []))
 
     def next_row(self) -> tuple[Segment, ...]:
-        """Returns the segments of the next row.
+        """Returns the segments of the next row; none where the lane has ended.
 
         Raises:
             QuotaExceededError: too many records were skipped on the way.
         """
-        while not self._packer.ready:
-            self._packer.add(self._draw())
-        return self._packer.take()
+        self._fill()
+        return self._packer.take() if self._packer.waiting else ()
+
+    @property
+    def ended(self) -> bool:
+        """Whether there is no further row; of a mixture that ends, this draws what the next row is chosen from."""
+        if not self._config.mixture.ends:
+            return False
+        self._fill()
+        return not self._packer.waiting
+
+    def gone(self) -> dict[str, Gone]:
+        """Returns how far the lane has gone through each source."""
+        gone = map(Gone, self._met, (stream.epochs for stream in self._streams))
+        return dict(zip(self._names, gone, strict=True))
 
     def take_skips(self) -> list[Skip]:
         """Returns what was skipped since the last call."""
@@ -135,8 +126,10 @@ class Lane:
         """Returns where the lane stands, as small JSON: no token and no pixel, only places."""
         return {
             "sources": {
-                name: stream.state() | {"good": good, "met": met}
-                for name, stream, good, met in zip(self._names, self._streams, self._counts, self._met, strict=True)
+                name: stream.state()
+                | {"good": self._draws.counts[number], "met": self._met[number]}
+                | ({"run_out": True} if number in self._draws.run_out else {})
+                for number, (name, stream) in enumerate(zip(self._names, self._streams, strict=True))
             },
             "waiting": [
                 number
@@ -149,17 +142,36 @@ class Lane:
             "tally": self.tally.to_json(),
         }
 
-    def _stream(self, name: str, source: Source, saved: dict[str, Any] | None) -> SourceStream:
+    def _stream(self, portion: Portion, source: Source, saved: dict[str, Any] | None) -> SourceStream:
         config = self._config
-        deal = Deal(source, seed_of(config.seed, "source", name), config.lanes * config.open_shards)
+        seed = seed_of(config.seed, "source", portion.name)
+        deal = Deal(source, seed, config.lanes * config.open_shards, portion.passes)
         strands = tuple(self._index + turn * config.lanes for turn in range(config.open_shards))
         return SourceStream(deal, strands, config.shuffle_window, saved)
 
-    def _draw(self) -> Segment:
-        """Returns the next usable record of the source that the mixture is short of."""
-        chosen = choose(self._weights, self._counts)
+    def _fill(self) -> None:
+        """Draws until the packer may choose a row, or until the data have ended."""
+        while not self._packer.ready:
+            segment = self._draw()
+            if segment is None:
+                return
+            self._packer.add(segment)
+
+    def _draw(self) -> Segment | None:
+        """Returns the next usable record of the source that the mixture is short of; None: the data have ended."""
         while True:
-            entry = next(self._streams[chosen])
+            chosen = self._draws.next()
+            if chosen is None:
+                return None
+            segment = self._usable(chosen)
+            if segment is not None:
+                self._draws.counts[chosen] += 1
+                return segment
+            self._draws.end(chosen)
+
+    def _usable(self, chosen: int) -> Segment | None:
+        """Returns the next usable record of a source; None: it has run out."""
+        for entry in self._streams[chosen]:
             self.tally.seen += 1
             self._met[chosen] += 1
             left_out: list[Skip] = []
@@ -167,10 +179,10 @@ class Lane:
             for part in left_out:
                 self._skip(part)
             if isinstance(segment, Segment):
-                self._counts[chosen] += 1
                 return segment
             self._skip(segment)
             self._refuse_fruitlessness(chosen)
+        return None
 
     def _segment(self, source: int, entry: Entry, left_out: list[Skip]) -> Segment | Skip:
         """The segment of an entry, or why there is none; what is left out of its record is added to `left_out`."""
@@ -197,7 +209,7 @@ class Lane:
         check_quota((self.tally,), self._config.skip_quota, self._config.unfit_quota)
 
     def _refuse_fruitlessness(self, source: int) -> None:
-        if self._counts[source]:
+        if self._draws.counts[source]:
             return
         if self._met[source] >= FRUITLESS_LIMIT or self._streams[source].exhausted:
             raise ValueError(

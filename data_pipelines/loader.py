@@ -13,13 +13,18 @@ import numpy as np
 
 from data_pipelines.assemble import Placed, empty_batch, erase, place_row
 from data_pipelines.batch import Batch
-from data_pipelines.lanes import Lane, Render, StreamConfig
+from data_pipelines.draws import portions_of
+from data_pipelines.gathering import gather_json
+from data_pipelines.lanes import Gone, Lane, Render
 from data_pipelines.packing import Segment
 from data_pipelines.permutation import seed_of
 from data_pipelines.positions import LanePositions, fingerprint
 from data_pipelines.quota import Skip, SkipLog, Tally, add_tallies, check_quota
+from data_pipelines.source_report import SourceReport, source_reports
 from data_pipelines.sources.source import Source
 from data_pipelines.storage import Storage
+from data_pipelines.stream_config import StreamConfig
+from data_pipelines.stream_end import StreamEnd
 from data_pipelines.transforms.image_error import ImageError
 from data_pipelines.transforms.tiles import TiledImages
 
@@ -77,6 +82,8 @@ class BatchReport:
     """Records met and left out since the beginning of the stream."""
     failed_reads: int = 0
     """Reads of this process that failed since the batch before and were tried again."""
+    sources: Mapping[str, SourceReport] = field(default_factory=dict)
+    """What it has of each source of the mixture."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +95,8 @@ class LoadedBatch:
     report: BatchReport
     records: tuple[Placed, ...] = ()
     """What lies where in the rows that this process builds, row by row, those that were lost on the way too."""
+    last: bool = False
+    """Whether the data end with it, on all processes."""
 
 
 @dataclass(slots=True)
@@ -101,11 +110,16 @@ class _Job:
     tallies: list[Tally]
     skips: list[tuple[int, Skip]]
     """With their lanes."""
+    gone: list[dict[str, Gone]]
+    """How far each lane has gone through each source."""
+    more: bool
+    """Whether a lane of this process has a row left."""
 
 
 class Loader:
-    """Iterates batches of the stream, endlessly.
+    """Iterates batches of the stream: endlessly, or until every lane of a mixture that ends has ended.
 
+    A lane that ends before the others gives rows of padding until they have, so no record is lost and shapes stay.
     The batches depend on `config`, `sources` and `preparation` alone: not on threads, prefetching or processes. An
     error in a thread is raised by `next`; after it, or after `close`, the loader is done.
     """
@@ -139,7 +153,8 @@ class Loader:
             storage: what reads shards and images; closed with the loader. None: one of the defaults.
 
         Raises:
-            ValueError: rows do not divide into lanes, a mixture's source is not there, or the position is another's.
+            ValueError: rows do not divide into lanes, a mixture's source is not there or not counted where its share
+                depends on that, or the position is another's.
             FileNotFoundError: a source names no shard.
         """
         if rows % config.lanes:
@@ -151,17 +166,19 @@ class Loader:
         self._rows = rows
         self._sharding = sharding
         self._rows_per_lane = rows // config.lanes
-        self._names = tuple(config.weights)
+        self._names = config.names
         self._storage = storage or Storage()
         opened = open_sources(config, sources, self._storage)
         tiling = None if preparation.tiled is None else preparation.tiled.fingerprint()
         self._fingerprint = fingerprint(config, opened, preparation.image_tokens, tiling)
         self._lanes, self._counted = _own_lanes(sharding, rows, config.lanes, lanes)
         saved = self._saved_lanes(position)
+        portions, stage = portions_of(config.mixture, opened), (preparation.render, preparation.image_tokens)
         self._streams = [
-            Lane(lane, config, opened, preparation.render, preparation.image_tokens, saved.get(lane, {}).get("lane"))
-            for lane in self._lanes
+            Lane(lane, config, opened, *stage, saved.get(lane, {}).get("lane"), portions) for lane in self._lanes
         ]
+        alone = sharding is None
+        self._end = StreamEnd((lambda told: [told]) if alone else gather_json) if config.mixture.ends else None
         self._undecodable = [Tally(skipped=Counter(saved.get(lane, {}).get("undecodable", {}))) for lane in self._lanes]
         self._log = SkipLog()
         self._start(max(1, prefetch), max(1, threads))
@@ -176,7 +193,11 @@ class Loader:
         if isinstance(item, BaseException):
             self.close()
             raise item
-        return item
+        if self._end is None:
+            return item
+        if self._end.reached(bool(item.records), not item.last):
+            raise StopIteration
+        return replace(item, last=self._end.last)
 
     def __enter__(self) -> "Loader":
         return self
@@ -264,10 +285,13 @@ class Loader:
         batch = empty_batch(rows, config.row_length, config.images_per_row, *sizes, *compared)
         placed: list[Placed] = []
         skips: list[tuple[int, Skip]] = []
+        more = False
         for order, (lane, stream) in enumerate(zip(self._lanes, self._streams, strict=True)):
             for turn in range(self._rows_per_lane):
                 index = order * self._rows_per_lane + turn
                 placed += place_row(batch, index, stream.next_row(), preparation.image_tokens)
+            # Of a stream that ends this looks ahead, so it comes before what was met and skipped is told.
+            more = not stream.ended or more
             skips += [(lane, skip) for skip in stream.take_skips()]
         pixels = [number for number, part in enumerate(placed) if part.rendered.images]
         size = max(1, -(-len(pixels) // self._tasks))
@@ -276,7 +300,8 @@ class Loader:
         decoded = [self._pool.submit(self._decode, batch.images, placed, chunk) for chunk in chunks]
         states = {lane: stream.state() for lane, stream in zip(self._lanes, self._streams, strict=True)}
         tallies = [Tally(stream.tally.seen, stream.tally.skipped.copy()) for stream in self._streams]
-        return _Job(batch, placed, decoded, states, tallies, skips)
+        gone = [stream.gone() for stream in self._streams]
+        return _Job(batch, placed, decoded, states, tallies, skips, gone, more)
 
     def _decode(self, images: np.ndarray, placed: list[Placed], chunk: list[int]) -> list[tuple[int, ImageError]]:
         """Decodes the images of some segments into their slots; returns those that cannot be."""
@@ -336,28 +361,34 @@ class Loader:
             for lane, tally in zip(self._lanes, self._undecodable, strict=True)
         }
         kept = [placed for placed in job.placed if placed.lost is None]
-        report = self._report(job.batch, kept, job.skips, tally)
+        report = self._report(job, kept, tally)
         batch = job.batch
         if self._sharding is not None:
             from data_pipelines.placement import global_batch
 
             batch = global_batch(batch, self._sharding, self._rows, self._lanes, self._rows_per_lane)
-        return LoadedBatch(batch, LanePositions(self._fingerprint, lanes), report, tuple(job.placed))
+        return LoadedBatch(batch, LanePositions(self._fingerprint, lanes), report, tuple(job.placed), not job.more)
 
-    def _report(self, batch: Batch, kept: list[Placed], skips: list[tuple[int, Skip]], tally: Tally) -> BatchReport:
+    def _report(self, job: _Job, kept: list[Placed], tally: Tally) -> BatchReport:
+        batch = job.batch
         filled = int(np.count_nonzero(batch.segment_ids))
         counts = np.repeat([lane in self._counted for lane in self._lanes], self._rows_per_lane)
-        keys = tuple(placed.rendered.key for placed in kept if counts[placed.row])
+        ours = [placed for placed in kept if counts[placed.row]]
         return BatchReport(
-            records=len(keys),
+            records=len(ours),
             images=int(np.count_nonzero(batch.image_mask[counts])),
-            skipped=dict(Counter(skip.cause for lane, skip in skips if lane in self._counted)),
+            skipped=dict(Counter(skip.cause for lane, skip in job.skips if lane in self._counted)),
             padding_share=1 - filled / batch.segment_ids.size,
             supervised_share=int(np.count_nonzero(batch.loss_weights)) / max(1, filled),
             image_slot_share=int(np.count_nonzero(batch.image_mask)) / max(1, batch.image_mask.size),
-            keys=keys,
+            keys=tuple(placed.rendered.key for placed in ours),
             tally=tally,
             failed_reads=self._storage.take_failures(),
+            sources=source_reports(
+                Counter(self._names[placed.source] for placed in ours),
+                [gone for lane, gone in zip(self._lanes, job.gone, strict=True) if lane in self._counted],
+                self._config.lanes,
+            ),
         )
 
 
@@ -367,10 +398,10 @@ def open_sources(config: StreamConfig, sources: Mapping[str, Any], storage: Stor
     Raises:
         ValueError: the mixture names a source that is not there.
     """
-    unknown = sorted(config.mixture.keys() - sources.keys())
+    unknown = sorted(config.mixture.sources.keys() - sources.keys())
     if unknown:
         raise ValueError(f"The mixture names the sources {unknown}, but the sources are {sorted(sources)}.")
-    return {name: sources[name].open(storage) for name in config.weights}
+    return {name: sources[name].open(storage) for name in config.names}
 
 
 def _own_lanes(

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from data_pipelines.gathering import gather_json
-from data_pipelines.lanes import StreamConfig
 from data_pipelines.sources.source import Source
+from data_pipelines.stream_config import StreamConfig
 
 _FREE = frozenset({"skip_quota", "unfit_quota"})
 
@@ -71,7 +71,7 @@ def fingerprint(
     described = {
         "stream": config.model_dump(mode="json", exclude=set(_FREE)),
         "image_tokens": image_tokens,
-        "sources": {name: sources[name].fingerprint() for name in config.weights},
+        "sources": {name: sources[name].fingerprint() for name in config.names},
     }
     return described if tiling is None else described | {"tiling": tiling}
 

@@ -9,9 +9,9 @@ import yaml
 from pydantic import Field, ValidationError
 
 from data_pipelines.config_class import Config
-from data_pipelines.lanes import LaneConfig, StreamConfig
 from data_pipelines.sources.choice import HOLDS_PAIRS, SourceConfig
 from data_pipelines.storage import Storage, StorageConfig
+from data_pipelines.stream_config import LaneConfig, StreamConfig
 from data_pipelines.suggestion import suggest
 from data_pipelines.transforms.templates import TEMPLATES
 from mllm_jax.checkpoint.checkpointer import CheckpointConfig

@@ -63,6 +63,9 @@ class JsonFiles(ABC):
     def count(self, shard: int) -> int:
         return len(self._spans[shard])
 
+    def entries(self, shard: int) -> int:
+        return self.count(shard)
+
     def number(self, shard: int, place: int) -> int:
         """Returns the number in its file of the record at a place."""
         return place

@@ -72,10 +72,12 @@ class ParquetSource:
         # Not told, so that a lane reads rows in their order, group by group.
         return None
 
-    def walk(self, shard: int, place: int = 0) -> Iterator[Entry]:
+    def entries(self, shard: int) -> int:
         file = self._rows.open(self.shards[shard])
-        for number in range(place, file.rows if isinstance(file, OpenFile) else 1):
-            yield self.locate(shard, number)
+        return file.rows if isinstance(file, OpenFile) else 1
+
+    def walk(self, shard: int, place: int = 0) -> Iterator[Entry]:
+        return (self.locate(shard, number) for number in range(place, self.entries(shard)))
 
     def locate(self, shard: int, place: int) -> Entry:
         """Returns the entry of a row; a file that is no parquet file is one entry."""

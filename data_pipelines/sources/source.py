@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
+
 from data_pipelines.quota import Skip
 from data_pipelines.record import Record
 
@@ -45,6 +47,10 @@ class Source(Protocol):
         """
         ...
 
+    def entries(self, shard: int) -> int | None:
+        """How many entries a walk over a shard gives, where that is known without one; else None."""
+        ...
+
     def walk(self, shard: int, place: int = 0) -> Iterator[Entry]:
         """Yields the entries of a shard from a place on."""
         ...
@@ -63,3 +69,9 @@ def records(source: Source) -> Iterator[Record | Skip]:
     for shard in range(len(source.shards)):
         for entry in source.walk(shard):
             yield source.read(entry)
+
+
+def entry_counts(source: Source) -> np.ndarray | None:
+    """Returns i64[shards], how many entries each shard holds; None where that is not known of all of them."""
+    counts = [source.entries(shard) for shard in range(len(source.shards))]
+    return None if None in counts else np.array(counts, np.int64)

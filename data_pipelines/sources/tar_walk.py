@@ -58,6 +58,10 @@ class TarWalk(ABC):
     def count(self, shard: int) -> int | None:
         return None
 
+    def entries(self, shard: int) -> int | None:
+        index = self._indexes.of(shard)
+        return None if index is None else self._kept(index, shard) + (index.broken is not None)
+
     def walk(self, shard: int, place: int = 0) -> Iterator[Entry]:
         index = self._indexes.of(shard)
         if index is None:
@@ -110,10 +114,7 @@ class TarWalk(ABC):
 
     def _walk_index(self, index: TarIndex, shard: int, place: int) -> Iterator[Entry]:
         """As `_walk_headers`, but contents are left to `read`: of an interleaved shard most entries are passed over."""
-        path, last = self.shards[shard], len(index)
-        if index.broken is not None and last:
-            sample = index.sample(last - 1)
-            last -= _lost(sample, self.content(path, sample))
+        path, last = self.shards[shard], self._kept(index, shard)
         for first in range(index.row(place), last, _ROWS_AT_ONCE):
             rows = slice(first, min(first + _ROWS_AT_ONCE, last))
             yield from map(
@@ -122,6 +123,13 @@ class TarWalk(ABC):
         size = self._storage.size(path)
         if index.broken is not None and place <= padded(size):
             yield _rest(shard, path, size, index.broken)
+
+    def _kept(self, index: TarIndex, shard: int) -> int:
+        """How many samples of a shard are entries: all, or all but one that was lost with what the tar breaks off."""
+        if index.broken is None or not len(index):
+            return len(index)
+        sample = index.sample(len(index) - 1)
+        return len(index) - _lost(sample, self.content(self.shards[shard], sample))
 
 
 def _lost(sample: TarSample, content: Any) -> bool:

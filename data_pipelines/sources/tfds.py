@@ -66,6 +66,9 @@ class TfdsSource:
     def count(self, shard: int) -> int | None:
         return len(self._examples)
 
+    def entries(self, shard: int) -> int | None:
+        return self.count(shard)
+
     def walk(self, shard: int, place: int = 0) -> Iterator[Entry]:
         return (self.locate(shard, number) for number in range(place, len(self._examples)))
 

@@ -4,12 +4,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from data_pipelines.lanes import Lane, Render, StreamConfig
+from data_pipelines.draws import portions_of
+from data_pipelines.lanes import Lane, Render
 from data_pipelines.packing import Segment
 from data_pipelines.quota import QuotaExceededError, Tally, add_tallies, check_quota
 from data_pipelines.sources.source import Source
 from data_pipelines.statistics.histogram import Histogram
 from data_pipelines.statistics.source_statistics import supervised_tokens
+from data_pipelines.stream_config import StreamConfig
 
 LANES = 4
 """Of a stream whose rows are looked at; all are packed alike."""
@@ -126,12 +128,18 @@ def row_statistics(
     Raises:
         ValueError: a source gives no usable record.
     """
-    total = sum(stream.weights.values())
-    weights = {name: DrawnShare(weight / total) for name, weight in stream.weights.items()}
+    # Rows of a stream that ends are those of one that does not, up to the end.
+    mixture = stream.mixture.endless
+    portions = portions_of(mixture, sources)
+    total = sum(portion.weight for portion in portions)
+    weights = {portion.name: DrawnShare(portion.weight / total) for portion in portions}
     found = RowStatistics(stream.row_length, stream.images_per_row, weights)
     # What the quotas say is told at the end: whoever asks wants to see all that is wrong.
-    lenient = stream.model_copy(update={"skip_quota": 1.0, "unfit_quota": 1.0})
-    lanes = [Lane(index, lenient, sources, render, image_tokens) for index in range(min(LANES, stream.lanes))]
+    lenient = stream.model_copy(update={"mixture": mixture, "skip_quota": 1.0, "unfit_quota": 1.0})
+    lanes = [
+        Lane(index, lenient, sources, render, image_tokens, portions=portions)
+        for index in range(min(LANES, stream.lanes))
+    ]
     for row in _rows_in_turn(lanes):
         found.add(row)
         if found.rows >= ROWS or (found.rows % len(lanes) == 0 and found.records.total >= records):

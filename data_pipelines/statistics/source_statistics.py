@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from data_pipelines.lanes import Render, StreamConfig, rendered_or_skip
+from data_pipelines.lanes import Render, rendered_or_skip
 from data_pipelines.packing import fit
 from data_pipelines.quota import CUT, Skip
 from data_pipelines.record import ImagePart, Record, TextPart
@@ -14,6 +14,7 @@ from data_pipelines.sources.source import Entry, Source
 from data_pipelines.statistics.copies import Copies, hash_of
 from data_pipelines.statistics.histogram import Histogram
 from data_pipelines.storage import Storage
+from data_pipelines.stream_config import StreamConfig
 from data_pipelines.transforms.image_error import ImageError
 
 MEASURES = {

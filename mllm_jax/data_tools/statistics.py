@@ -7,7 +7,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.lanes import StreamConfig
 from data_pipelines.loader import Preparation, open_sources
 from data_pipelines.sources.source import Source
 from data_pipelines.statistics.language import language_identifier
@@ -16,6 +15,7 @@ from data_pipelines.statistics.row_statistics import RowStatistics, row_statisti
 from data_pipelines.statistics.sample import spread_entries
 from data_pipelines.statistics.source_statistics import Reader, SourceStatistics
 from data_pipelines.storage import Storage
+from data_pipelines.stream_config import StreamConfig
 from data_pipelines.transforms.image import ImageTransformConfig, stated_size
 from mllm_jax.checkpoint.layout import write_whole
 from mllm_jax.data_side import DataSide

@@ -1,7 +1,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipelines.mixture import choose
+from data_pipelines.draws import choose
 
 
 def drawn(weights, draws):

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipelines.lanes import StreamConfig
 from data_pipelines.loader import Loader, Preparation
 from data_pipelines.packing import fit
 from data_pipelines.quota import Skip
 from data_pipelines.record import ByteRange, ImagePart, Record, ReferenceScores, TextPart, Turn
 from data_pipelines.rendered import RenderError
 from data_pipelines.sources.preference_json import PreferenceJsonConfig
+from data_pipelines.stream_config import StreamConfig
 from data_pipelines.tokenizer import load_tokenizer
 from data_pipelines.transforms.chat_template import render
 from data_pipelines.transforms.image import ImageTransformConfig, decode_image

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipelines.lanes import StreamConfig
 from data_pipelines.loader import Preparation
 from data_pipelines.record import ImagePart, Record, TextPart
 from data_pipelines.rendered import RenderedRecord
 from data_pipelines.sources.source import Entry
 from data_pipelines.sources.webdataset import WebDatasetConfig
+from data_pipelines.stream_config import StreamConfig
 from data_pipelines.transforms.image_error import ImageError
 
 IMAGE_TOKENS = 3
@@ -92,16 +92,20 @@ def stream_config(**changes) -> StreamConfig:
 class MemorySource:
     """A source whose shards are just numbers of entries."""
 
-    def __init__(self, sizes: Sequence[int], indexed: bool) -> None:
+    def __init__(self, sizes: Sequence[int], indexed: bool, counted: bool = True) -> None:
         self.shards = tuple(f"shard-{index}" for index in range(len(sizes)))
         self._sizes = sizes
         self._indexed = indexed
+        self._counted = counted
 
     def fingerprint(self) -> dict:
         return {"sizes": list(self._sizes)}
 
     def count(self, shard: int) -> int | None:
         return self._sizes[shard] if self._indexed else None
+
+    def entries(self, shard: int) -> int | None:
+        return self._sizes[shard] if self._counted else None
 
     def walk(self, shard: int, place: int = 0) -> Iterator[Entry]:
         return (self.locate(shard, number) for number in range(place, self._sizes[shard]))
