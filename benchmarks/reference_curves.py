@@ -99,7 +99,7 @@ def train_twin(name: str, runs: Path) -> Path:
     changes = ["variant=tiny", f"output={output}", *_beginning(name, runs)]
     planned = load_run(run_file, changes)
     for stage in planned.stages:
-        held_out = {f"{source}_held_out": weight for source, weight in stage.mixture.items()}
+        held_out = {f"{source}_held_out": share.model_dump() for source, share in stage.mixture.sources.items()}
         validation = {"mixture": held_out, "batches": 4, "every": max(1, stage.steps // MEASUREMENTS)}
         changes.append(f"stages.{stage.name}.validation={json.dumps(validation)}")
     _train(load_run(run_file, changes))
@@ -254,8 +254,8 @@ def main(names: list[str], runs: Path) -> None:
     for name in names or sorted(twins, key=lambda twin: (twin in BEGINS_WITH, twin)):
         output = train_twin(name, runs)
         last = load_run(CONFIGS / f"{name}.yaml", ["variant=tiny"]).stages[-1]
-        right, blank = ask(output) if "chats" in last.mixture else ({}, {})
-        captions = caption_losses(output, last.template) if "pairs" in last.mixture else None
+        right, blank = ask(output) if "chats" in last.mixture.sources else ({}, {})
+        captions = caption_losses(output, last.template) if "pairs" in last.mixture.sources else None
         curve = Curve(name, read_curves(output), right, blank, captions)
         (CURVES / f"{name}.json").write_text(json.dumps(asdict(curve)) + "\n", encoding="utf-8")
         draw(curve, CURVES / f"{name}.svg")

@@ -58,6 +58,15 @@ def _weight(mixture: MixtureConfig, name: str, counts: Callable[[], np.ndarray |
     return share.epochs * size
 
 
+def planned_entries(portions: Sequence[Portion], sources: Mapping[str, Source]) -> dict[str, int | None]:
+    """Returns how many entries come of each source before it has run out; None: endlessly many, or not known."""
+    planned: dict[str, int | None] = {}
+    for name, _, passes in portions:
+        counts = None if passes is None else entry_counts(sources[name])
+        planned[name] = None if passes is None or counts is None else passes.entries(int(counts.sum()))
+    return planned
+
+
 def choose(weights: Sequence[float], counts: Sequence[int]) -> int:
     """Returns which source to draw from next: the one furthest below its share, the first of equals.
 

@@ -7,13 +7,14 @@ from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from data_pipelines.assemble import Placed, empty_batch, erase, place_row
 from data_pipelines.batch import Batch
-from data_pipelines.draws import portions_of
+from data_pipelines.draws import planned_entries, portions_of
 from data_pipelines.gathering import gather_json
 from data_pipelines.lanes import Gone, Lane, Render
 from data_pipelines.packing import Segment
@@ -178,6 +179,7 @@ class Loader:
             Lane(lane, config, opened, *stage, saved.get(lane, {}).get("lane"), portions) for lane in self._lanes
         ]
         alone = sharding is None
+        self._planned = cache(lambda: planned_entries(portions, opened))
         self._end = StreamEnd((lambda told: [told]) if alone else gather_json) if config.mixture.ends else None
         self._undecodable = [Tally(skipped=Counter(saved.get(lane, {}).get("undecodable", {}))) for lane in self._lanes]
         self._log = SkipLog()
@@ -388,6 +390,7 @@ class Loader:
                 Counter(self._names[placed.source] for placed in ours),
                 [gone for lane, gone in zip(self._lanes, job.gone, strict=True) if lane in self._counted],
                 self._config.lanes,
+                {} if job.more else self._planned(),
             ),
         )
 

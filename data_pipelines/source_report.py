@@ -17,19 +17,27 @@ class SourceReport:
     """Since the beginning of the stream, good and bad."""
     epochs: float
     """Gone through since then, each lane's part of the source as the share of all lanes that it is."""
+    planned: int | None = None
+    """How many records, good and bad, its epochs have in all lanes together, told where a stream ends and if known."""
 
 
-def source_reports(records: Counter[str], lanes: Sequence[Mapping[str, Gone]], of: int) -> dict[str, SourceReport]:
+def source_reports(
+    records: Counter[str], lanes: Sequence[Mapping[str, Gone]], of: int, planned: Mapping[str, int | None]
+) -> dict[str, SourceReport]:
     """Returns the report of each source.
 
     Args:
         records: in the batch, by source.
         lanes: how far each of the counted lanes has gone through each source.
         of: lanes of the stream.
+        planned: records that come of each source in all.
     """
     return {
         name: SourceReport(
-            records[name], sum(lane[name].met for lane in lanes), sum(lane[name].epochs for lane in lanes) / of
+            records=records[name],
+            met=sum(lane[name].met for lane in lanes),
+            epochs=sum(lane[name].epochs for lane in lanes) / of,
+            planned=planned.get(name),
         )
         for name in (lanes[0] if lanes else ())
     }

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from data_pipelines.config_class import Config
+from data_pipelines.mixture import MixtureConfig
 from data_pipelines.sources.choice import HOLDS_PAIRS, SourceConfig
 from data_pipelines.storage import Storage, StorageConfig
 from data_pipelines.stream_config import LaneConfig, StreamConfig
@@ -40,7 +41,15 @@ class DataConfig(LaneConfig):
     storage: StorageConfig = StorageConfig()
     """How shards are read from disks and remote stores."""
 
-    def stream(self, mixture: dict[str, float], row_length: int, images_per_row: int) -> StreamConfig:
+    @field_validator("sources")
+    @classmethod
+    def _nameable(cls, sources: dict[str, SourceConfig]) -> dict[str, SourceConfig]:
+        taken = sorted(sources.keys() & MixtureConfig.model_fields.keys())
+        if taken:
+            raise ValueError(f"{' and '.join(taken)} means something else in a mixture; call the source otherwise")
+        return sources
+
+    def stream(self, mixture: MixtureConfig, row_length: int, images_per_row: int) -> StreamConfig:
         """The stream that a stage draws from these sources."""
         lanes = self.model_dump(include=set(LaneConfig.model_fields))
         return StreamConfig(**lanes, mixture=mixture, row_length=row_length, images_per_row=images_per_row)
@@ -113,7 +122,7 @@ def _name_problems(run: RunConfig) -> Iterator[tuple[KeyPath, str]]:
             )
             yield (*here, "augmentation"), f"{text} cannot be changed at random; leave out this or model.tiling"
         for part, mixture in stage.mixtures().items():
-            for source in mixture:
+            for source in mixture.sources:
                 if source not in run.data.sources:
                     known = ", ".join(run.data.sources)
                     text = (
@@ -135,9 +144,9 @@ def _pair_problems(run: RunConfig) -> Iterator[tuple[KeyPath, str]]:
     for index, stage in enumerate(run.stages):
         mixtures = stage.mixtures() if isinstance(stage.objective, PreferenceConfig) else {}
         for part, mixture in mixtures.items():
-            for name, weight in mixture.items():
+            for name in mixture.drawn:
                 source = run.data.sources.get(name)
-                if weight and source is not None and not isinstance(source, HOLDS_PAIRS):
+                if source is not None and not isinstance(source, HOLDS_PAIRS):
                     found = f"found a source of kind {source.kind}, but objective preference compares two answers"
                     yield ("stages", index, *part, name), f"{found}; draw from preference_json, or records of it"
 
@@ -166,7 +175,7 @@ def _path_problems(run: RunConfig) -> Iterator[tuple[KeyPath, str]]:
                 except FileNotFoundError as error:
                     yield key, str(error)
     storage = Storage(run.data.storage)
-    used = {source for stage in run.stages for mixture in stage.mixtures().values() for source in mixture}
+    used = {source for stage in run.stages for mixture in stage.mixtures().values() for source in mixture.sources}
     for name, source in run.data.sources.items():
         if name in used:
             try:

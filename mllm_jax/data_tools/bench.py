@@ -133,7 +133,9 @@ def bench(config: RunConfig, stage_name: str | None, seconds: float, wanted: Wan
 
 
 def _loader(data: DataSide, stage: StageConfig, preparation: Preparation) -> Callable[[], Loader]:
-    return lambda: data.open_feed(FeedRequest(stage, "train", sharding=None, position=None), preparation)
+    # A mixture that ends may do so before there is anything to measure.
+    endless = stage.model_copy(update={"mixture": stage.mixture.endless})
+    return lambda: data.open_feed(FeedRequest(endless, "train", sharding=None, position=None), preparation)
 
 
 def _step_cost(config: RunConfig, stage: StageConfig) -> StepCost:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from itertools import count, islice
+from itertools import islice
 from pathlib import Path
 
 import jax
@@ -11,6 +11,7 @@ from rich.console import Console
 
 from data_pipelines.batch import Batch
 from data_pipelines.loader import Preparation
+from data_pipelines.mixture import MixtureConfig
 from data_pipelines.showing.page import page_of
 from data_pipelines.showing.reading import Reading, shown_rows
 from data_pipelines.showing.rows import Shown, ShownRow, counted
@@ -61,10 +62,19 @@ def _rows(data: DataSide, stage: StageConfig, rows: int, skipped: Counter[str]) 
     reading = _reading(data, stage, data.preparation(stage, Storage(data.config.data.storage)))
     request = FeedRequest(stage, "train", sharding=None, position=None, lanes=range(needed))
     with data.open_feed(request) as feed:
-        for number in count(1):
-            loaded = next(feed)
+        for number, loaded in enumerate(feed, start=1):
             skipped.update(loaded.report.skipped)
             yield from shown_rows(loaded.batch, loaded.records, reading, number)
+
+
+def _mixture(mixture: MixtureConfig) -> str:
+    """`pairs 2, chats 1 for 1.5 epochs, exhausted stop`."""
+    told = []
+    for name, share in mixture.sources.items():
+        weight = "" if share.weight is None else f" {share.weight:g}"
+        told.append(f"{name}{weight}" + (f" for {share.epochs:g} epochs" if share.epochs else ""))
+    told += [f"{key} {value}" for key, value in mixture.model_dump(include=set(MixtureConfig.model_fields)).items()]
+    return ", ".join(told)
 
 
 def _reading(data: DataSide, stage: StageConfig, preparation: Preparation) -> Reading:
@@ -73,7 +83,7 @@ def _reading(data: DataSide, stage: StageConfig, preparation: Preparation) -> Re
     return Reading(
         token_texts=TokenTexts(read_by),
         features=preparation.image_tokens,
-        sources=tuple(mixture.weights),
+        sources=mixture.names,
         instruction_texts=TokenTexts(data.instructions.tokenizer) if data.instructions else None,
         whole_slot=(lambda slots: 0) if preparation.tiled is None else preparation.tiled.config.whole_slot,
         turning=None if data.model.decoder.rotary_sections is None else _turning(token_grid(data.model)),
@@ -98,7 +108,7 @@ def _facts(config: RunConfig, data: DataSide, stage: StageConfig) -> dict[str, s
         "row length": f"{stage.row_length} tokens",
         "images a row": str(stage.images_per_row),
         "rows a batch": str(stage.rows),
-        "mixture": ", ".join(f"{name} {weight:g}" for name, weight in stage.mixture.items()),
+        "mixture": _mixture(stage.mixture),
         "objective": stage.objective.kind,
         "images": f"{size} pixels, {transform['mode']}"
         + (f", tiling {tiling.kind}" if tiling else "")

@@ -54,7 +54,7 @@ def show_statistics(
 
 
 def _counted(data: DataSide, stage: StageConfig, limit: int | None, progress: Progress) -> StageStatistics:
-    total = None if limit is None else limit * sum(weight > 0 for weight in stage.mixture.values())
+    total = None if limit is None else limit * len(stage.mixture.drawn)
     task = progress.add_task(f"records of stage {stage.name}", total=total)
     return stage_statistics(data, stage, limit, lambda: progress.advance(task))
 

@@ -2,13 +2,15 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import jax
 
 from data_pipelines.gathering import gather_json
 from data_pipelines.loader import BatchReport
+from data_pipelines.source_report import SourceReport
 from mllm_jax.training.flops import StepCost
 from mllm_jax.training.step import Metrics
 
@@ -36,6 +38,7 @@ class RateMeter:
         """
         self._cost, self._peak, self._clock = cost, peak, clock
         self._pending: Metrics | None = None
+        self._sources: Mapping[str, SourceReport] = {}
         self._restart()
 
     def _restart(self) -> None:
@@ -46,6 +49,7 @@ class RateMeter:
         self._records = 0
         self._failed_reads = 0
         self._skipped = Counter[str]()
+        self._drawn = Counter[str]()
         self._totals = dict.fromkeys(_COUNTS, 0.0)
 
     def waiting_for(self, take: Callable[[], Item]) -> Item:
@@ -69,6 +73,8 @@ class RateMeter:
         self._records += report.records
         self._failed_reads += report.failed_reads
         self._skipped.update(report.skipped)
+        self._drawn.update({name: source.records for name, source in report.sources.items()})
+        self._sources = report.sources
         self._pending = metrics
 
     def _collect(self) -> None:
@@ -86,7 +92,7 @@ class RateMeter:
         values: dict[str, float] = {
             name: float(value) for name, value in jax.device_get(metrics).items() if name not in _COUNTS
         }
-        records, failed_reads, skipped = self._read_by_all()
+        read = self._read_by_all()
         totals, seconds = self._totals, max(self._clock() - self._since - self._excluded, 1e-9)
         places = max(totals["token_places"], 1.0)
         values |= {
@@ -95,24 +101,62 @@ class RateMeter:
             "images_per_second": totals["images"] / seconds,
             "tokens_per_second": totals["tokens"] / seconds,
             "seconds_per_step": seconds / max(self._steps, 1),
-            "records": records,
-            "skipped_records": skipped.total(),
-            "failed_reads": failed_reads,
+            "records": read.records,
+            "skipped_records": read.skipped.total(),
+            "failed_reads": read.failed_reads,
             "data_wait_seconds": self._waited,
             "data_wait_share": min(self._waited / seconds, 1.0),
         }
-        values |= {f"skipped_{cause}": count for cause, count in sorted(skipped.items())}
+        values |= {f"skipped_{cause}": count for cause, count in sorted(read.skipped.items())}
+        values |= _of_sources(read)
         if self._cost is not None:
             flops = self._cost.flops(totals["tokens"], totals["images"], totals["attended"]) / seconds
             values |= {"model_flops_per_second": flops} | ({"mfu": flops / self._peak} if self._peak else {})
         self._restart()
         return values
 
-    def _read_by_all(self) -> tuple[int, int, Counter[str]]:
-        """Records, failed reads, and skipped records by cause, of all processes since the last report."""
-        own = {"records": self._records, "failed_reads": self._failed_reads, "skipped": self._skipped}
+    def drawn(self) -> dict[str, SourceReport]:
+        """What the reports so far have of each source, over all processes: the records are those since the last one."""
+        return self._read_by_all().sources
+
+    def _read_by_all(self) -> "_Read":
+        """What all processes read since the last report."""
+        sources = {
+            name: [self._drawn[name], source.met, source.epochs, source.planned]
+            for name, source in self._sources.items()
+        }
+        own = {"counts": [self._records, self._failed_reads], "skipped": self._skipped, "sources": sources}
         gathered = gather_json(own)
         skipped = Counter[str]()
         for one in gathered:
             skipped.update(one["skipped"])
-        return sum(one["records"] for one in gathered), sum(one["failed_reads"] for one in gathered), skipped
+        records, failed_reads = (sum(counts) for counts in zip(*(one["counts"] for one in gathered), strict=True))
+        return _Read(records, failed_reads, skipped, _added([one["sources"] for one in gathered]))
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """What all processes read since the last report."""
+
+    records: int
+    failed_reads: int
+    skipped: Counter[str]
+    """By cause."""
+    sources: dict[str, SourceReport]
+
+
+def _added(processes: Sequence[Mapping[str, Sequence[Any]]]) -> dict[str, SourceReport]:
+    """The sums of what processes have of each source; what is planned all of them say alike."""
+    added = {}
+    for name in dict.fromkeys(name for process in processes for name in process):
+        records, met, epochs, planned = zip(*(process[name] for process in processes if name in process), strict=True)
+        added[name] = SourceReport(sum(records), sum(met), sum(epochs), planned[0])
+    return added
+
+
+def _of_sources(read: _Read) -> dict[str, float]:
+    """The epochs that each source has been gone through, and of several the shares of the records."""
+    values = {f"epochs_{name}": source.epochs for name, source in read.sources.items()}
+    if len(read.sources) > 1:
+        values |= {f"share_{name}": source.records / max(read.records, 1) for name, source in read.sources.items()}
+    return values

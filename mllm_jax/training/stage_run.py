@@ -1,6 +1,7 @@
 """One stage from its beginning, or from its last checkpoint, to its end."""
 
 import contextlib
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -12,6 +13,7 @@ from jax.experimental import multihost_utils
 from data_pipelines.gathering import gather_json
 from data_pipelines.positions import gather_positions
 from data_pipelines.quota import Tally
+from data_pipelines.source_report import SourceReport
 from mllm_jax.checkpoint.checkpointer import Checkpointer, CheckpointError
 from mllm_jax.checkpoint.description import make_description
 from mllm_jax.checkpoint.layout import OBJECTIVE, mark_done
@@ -69,10 +71,11 @@ def train_stage(stage: Stage, earlier: Sequence[Stage], run: Run, stop: StopRequ
             meter=_meter(stage, run),
             stop=stop,
         )
-        finished = run_loop(parts, state, start)[1]
-    if finished:
-        _finish(stage)
-    return finished
+        end = run_loop(parts, state, start)
+    if end.finished:
+        _say_end(stage, end.step, parts.meter, run)
+        _finish(stage, end.step)
+    return end.finished
 
 
 def _begin(
@@ -205,8 +208,8 @@ def _validation(stage: Stage, run: Run) -> Any:
     if config.validation is None:
         return None
     request = FeedRequest(config, "validation", batch_sharding(run.mesh), None)
-    step = jax.jit(make_evaluation_step(stage.validation_objective))
-    return lambda state: held_out_losses(step, state, run.ingredients.open_feed(request), config.validation.batches)
+    step, batches = jax.jit(make_evaluation_step(stage.validation_objective)), config.validation.most_batches
+    return lambda state: held_out_losses(step, state, run.ingredients.open_feed(request), batches)
 
 
 def _check_quota(feed: Feed, tally: Tally) -> None:
@@ -237,8 +240,26 @@ def _description(stage: Stage, ingredients: Ingredients) -> Json:
     )
 
 
-def _finish(stage: Stage) -> None:
+def _say_end(stage: Stage, step: int, meter: RateMeter, run: Run) -> None:
+    """Says, where the data ended before the schedule did, what was drawn of each source and what was not."""
+    drawn = meter.drawn()
+    if run.console is None or step == stage.config.steps:
+        return
+    asked = stage.config.mixture.epochs
+    told = [_told(name, source, asked.get(name, math.inf)) for name, source in drawn.items()]
+    text = f"stage {stage.config.name}: the data ended after step {step} of {stage.config.steps}"
+    run.console.print("; ".join([text, *told]), highlight=False, soft_wrap=True)
+
+
+def _told(name: str, source: SourceReport, asked: float) -> str:
+    """`chats: 0.83 of 1 epochs, 830 records met, 170 left`."""
+    limit = "" if math.isinf(asked) else f" of {asked:g}"
+    left = "" if source.planned is None else f", {source.planned - source.met:,} left"
+    return f"{name}: {source.epochs:.4g}{limit} epochs, {source.met:,} records met{left}"
+
+
+def _finish(stage: Stage, step: int) -> None:
     if is_first_process():
-        mark_done(stage.folder, {"stage": stage.config.name, "step": stage.config.steps})
+        mark_done(stage.folder, {"stage": stage.config.name, "step": step})
     # No process may look at the mark before it is there.
     multihost_utils.sync_global_devices(f"done {stage.folder.name}")

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, model_validator
 
 from data_pipelines.config_class import Config
+from data_pipelines.mixture import MixtureConfig
 from data_pipelines.transforms.augmentation import AugmentationConfig
 from mllm_jax.models.layers.low_rank import LowRankConfig
 from mllm_jax.models.virtual_tokens import PrefixTuningConfig, PromptTuningConfig, VirtualTokensConfig
@@ -15,9 +16,6 @@ from mllm_jax.training.objectives.preference import PreferenceConfig
 from mllm_jax.training.optimizers import AdamWConfig, OptimizerConfig
 from mllm_jax.training.rate_groups import RateGroupConfig
 from mllm_jax.training.schedules import ScheduleConfig, make_schedule
-
-Mixture = dict[str, float]
-"""Name of a source -> its weight; weights need not sum to 1, and 0 leaves a source out."""
 
 
 def _with_kind(value: Any) -> Any:
@@ -31,27 +29,24 @@ AdapterConfig = Annotated[
 """Low-rank where no kind is named."""
 
 
-def _check_mixture(mixture: Mixture) -> None:
-    if not any(mixture.values()):
-        raise ValueError("mixture names no data source with a weight above 0; write it as {pairs: 1.0}")
-    wrong = {name: weight for name, weight in mixture.items() if not 0 <= weight < float("inf")}
-    if wrong:
-        raise ValueError(f"mixture weights are finite and not negative; found {wrong}")
+ENDLESS_BATCHES = 8
+"""Batches of held-out data that are averaged where nothing says how many."""
 
 
 class ValidationConfig(Config):
     """The held-out loss, measured on the same first batches every time."""
 
-    mixture: Mixture
-    batches: int = Field(default=8, gt=0)
-    """Batches of the stage's rows and row length that are averaged."""
+    mixture: MixtureConfig
+    batches: int | None = Field(default=None, gt=0)
+    """Batches of the stage's rows and row length that are averaged, at most; null: 8, or all of a mixture that ends
+    (`{held_out: {epochs: 1}}` measures every record once)."""
     every: int = Field(default=100, gt=0)
     """Steps from one measurement to the next; there is always one after the last step."""
 
-    @model_validator(mode="after")
-    def _check(self) -> "ValidationConfig":
-        _check_mixture(self.mixture)
-        return self
+    @property
+    def most_batches(self) -> int | None:
+        """How many batches are averaged at most; None: all."""
+        return self.batches or (None if self.mixture.ends else ENDLESS_BATCHES)
 
 
 class StageConfig(Config):
@@ -61,7 +56,8 @@ class StageConfig(Config):
     """Names the stage's folder and its curves."""
     template: str | None = None
     """Chat template of this stage; null takes the model's."""
-    mixture: Mixture
+    mixture: MixtureConfig
+    """Sources by name, with a weight or epochs each, and what happens when one runs out."""
     validation: ValidationConfig | None = None
     rows: int = Field(gt=0)
     """Rows of a global batch, over all devices and accumulated parts."""
@@ -70,6 +66,7 @@ class StageConfig(Config):
     images_per_row: int = Field(ge=0)
     """Image slots of a row."""
     steps: int = Field(gt=0)
+    """Of the schedule; the stage ends earlier where its mixture does."""
     trainable: tuple[str, ...]
     """Path patterns of the parameters that train, such as `connector/**`; `**` alone is all of them."""
     augmentation: AugmentationConfig | None = None
@@ -90,7 +87,6 @@ class StageConfig(Config):
 
     @model_validator(mode="after")
     def _check(self) -> "StageConfig":
-        _check_mixture(self.mixture)
         if not (self.trainable or self.adapters):
             raise ValueError("nothing trains: name parameters in trainable, or adapters")
         virtual = [name for name, config in self.adapters.items() if not isinstance(config, LowRankConfig)]
@@ -125,9 +121,9 @@ class StageConfig(Config):
         virtual = ((name, config) for name, config in self.adapters.items() if not isinstance(config, LowRankConfig))
         return next(virtual, None)
 
-    def mixtures(self) -> dict[tuple[str, ...], Mixture]:
+    def mixtures(self) -> dict[tuple[str, ...], MixtureConfig]:
         """Every mixture that the stage draws from, with its key path inside the stage."""
-        mixtures: dict[tuple[str, ...], Mixture] = {("mixture",): self.mixture}
+        mixtures: dict[tuple[str, ...], MixtureConfig] = {("mixture",): self.mixture}
         if self.validation is not None:
             mixtures["validation", "mixture"] = self.validation.mixture
         return mixtures
