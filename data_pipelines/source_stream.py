@@ -61,15 +61,15 @@ class Deal:
 
     def epochs(self, strand: int, cursor: Cursor) -> float:
         """How many epochs of its units a strand has gone through, of the unit it is in the part that is known."""
-        within, passes = 0.0, self.passes
-        if cursor.ordinal and not self.over(strand, cursor.unit):
-            epoch, shard, _ = self.unit(strand, cursor.unit)
-            end = None if passes is None else passes.end(epoch, shard)
-            within = cursor.ordinal / (end or self.source.entries(shard) or float("inf"))
-        done = (cursor.unit + within) * self.strands / self.units
-        if passes is None or done <= passes.whole:
-            return done
-        return passes.whole + min(done - passes.whole, 1.0) * (passes.epochs - passes.whole)
+        passes = self.passes
+        if passes is not None and self.over(strand, cursor.unit):
+            return passes.epochs
+        epoch, shard, _ = self.unit(strand, cursor.unit)
+        first, after = (-((strand - begun * self.units) // self.strands) for begun in (epoch, epoch + 1))
+        end = None if passes is None else passes.end(epoch, shard)
+        within = cursor.ordinal / (end or self.source.entries(shard) or float("inf")) if cursor.ordinal else 0.0
+        done = (cursor.unit - first + within) / (after - first)
+        return epoch + done * (1.0 if passes is None else min(passes.epochs - epoch, 1.0))
 
     def refuse_emptiness(self) -> None:
         """Raises ValueError where the source has no entry at all."""
@@ -194,7 +194,8 @@ class SourceStream:
             self._deal.refuse_emptiness()
         seed = seed_of(self._deal.seed, "block", self._indices[0], self._block)
         self._entries = [entries[index] for index in shuffled(len(entries), seed)]
-        self._spans = self._spans[0], self._gone()
+        gone = self._gone()
+        self._spans = self._spans[0] if entries else gone, gone
 
     def _gone(self) -> float:
         strands = zip(self._indices, self._strands, strict=True)
