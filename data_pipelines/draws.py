@@ -34,7 +34,7 @@ def _portion(mixture: MixtureConfig, name: str, source: Source) -> Portion:
     try:
         return Portion(name, _weight(mixture, name, counts), passes_of(mixture.epochs[name], counts))
     except ValueError as error:
-        raise ValueError(f"mixture: {name} (shards from {source.shards[0]} on): {error}") from None
+        raise ValueError(f"source {name} (shards from {source.shards[0]} on): {error}") from None
 
 
 def _weight(mixture: MixtureConfig, name: str, counts: Callable[[], np.ndarray | None]) -> float:

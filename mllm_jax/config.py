@@ -9,6 +9,7 @@ import yaml
 from pydantic import Field, ValidationError, field_validator
 
 from data_pipelines.config_class import Config
+from data_pipelines.draws import portions_of
 from data_pipelines.mixture import MixtureConfig
 from data_pipelines.sources.choice import HOLDS_PAIRS, SourceConfig
 from data_pipelines.storage import Storage, StorageConfig
@@ -176,12 +177,20 @@ def _path_problems(run: RunConfig) -> Iterator[tuple[KeyPath, str]]:
                     yield key, str(error)
     storage = Storage(run.data.storage)
     used = {source for stage in run.stages for mixture in stage.mixtures().values() for source in mixture.sources}
+    opened = {}
     for name, source in run.data.sources.items():
         if name in used:
             try:
-                source.open(storage)
+                opened[name] = source.open(storage)
             except (OSError, ValueError) as error:
                 yield ("data", "sources", name), str(error)
+    for index, stage in enumerate(run.stages):
+        for part, mixture in stage.mixtures().items():
+            if mixture.drawn.keys() <= opened.keys():
+                try:
+                    portions_of(mixture, opened)
+                except ValueError as error:
+                    yield ("stages", index, *part), str(error)
 
 
 def resolved_yaml(run: RunConfig) -> str:

@@ -1,7 +1,7 @@
 """Turns validation errors into sentences: where it was written, the key path, what was found, what is allowed."""
 
 import types
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -89,6 +89,8 @@ def _step(annotation: Any, part: int | str) -> list[Any]:
                 steps.append(field.annotation)
             elif _kind(option) == part or option.__name__ == part:
                 steps.append(option)
+            elif "__pydantic_extra__" in option.__annotations__:
+                steps += _step(get_type_hints(option, include_extras=True)["__pydantic_extra__"], part)
         elif get_origin(option) in (tuple, list) and isinstance(part, int):
             steps.append(get_args(option)[0])
         elif get_origin(option) is dict:

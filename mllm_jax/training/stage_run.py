@@ -253,9 +253,14 @@ def _say_end(stage: Stage, step: int, meter: RateMeter, run: Run) -> None:
 
 def _told(name: str, source: SourceReport, asked: float) -> str:
     """`chats: 0.83 of 1 epochs, 830 records met, 170 left`."""
-    limit = "" if math.isinf(asked) else f" of {asked:g}"
-    left = "" if source.planned is None else f", {source.planned - source.met:,} left"
-    return f"{name}: {source.epochs:.4g}{limit} epochs, {source.met:,} records met{left}"
+    if math.isinf(asked):
+        return f"{name}: {source.epochs:.4g} epochs, {source.met:,} records met"
+    given = math.isclose(source.epochs, asked)
+    if given or source.planned is not None:
+        left = 0 if given or source.planned is None else source.planned - source.met
+        return f"{name}: {source.epochs:.4g} of {asked:g} epochs, {source.met:,} records met, {left:,} left"
+    uncounted = "some are left, how many is known with an index alone"
+    return f"{name}: less than {asked:g} epochs, {source.met:,} records met; {uncounted}"
 
 
 def _finish(stage: Stage, step: int) -> None:

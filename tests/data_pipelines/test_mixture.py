@@ -108,7 +108,7 @@ def test_part_of_an_epoch_is_its_share_of_every_shard(sizes, tenths):
 )
 def test_what_depends_on_sizes_says_how_they_become_known(written):
     sources = {name: MemorySource([5], indexed=False, counted=False) for name in "ab"}
-    with pytest.raises(ValueError, match=r"mixture: a \(shards from shard-0 on\): .* run `mllm data index`"):
+    with pytest.raises(ValueError, match=r"source a \(shards from shard-0 on\): .* run `mllm data index`"):
         portions_of(mixture(**written), sources)
 
 
