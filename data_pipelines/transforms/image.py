@@ -10,12 +10,12 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import simplejpeg
 from PIL import Image
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from data_pipelines.config_class import Config
 from data_pipelines.transforms.image_error import ImageError
 from data_pipelines.transforms.image_header import TURNS, open_header, orientation, upright_size
-from data_pipelines.transforms.resampling import resized
+from data_pipelines.transforms.resampling import available, resized
 
 RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
@@ -50,12 +50,22 @@ class ImageTransformConfig(Config):
     (`mean_colour`). The default is CLIP's."""
     resample: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bicubic"
     """Interpolation of the resize."""
-    resize_with: Literal["pillow", "numpy"] = "pillow"
-    """pillow: byte for byte what transformers' image processors make with the Pillow that is installed; numpy: within 2
-    levels of Pillow 13 in half its time, for training on much data. "nearest" is always Pillow's."""
+    resize_with: Literal["pillow", "fast_image_resize"] = "pillow"
+    """pillow: byte for byte what transformers' image processors make with the Pillow that is installed;
+    fast_image_resize: within 2 levels of Pillow 13 in a fifth of its time, for training on much data. "nearest" is
+    always Pillow's."""
     max_pixels: int = Field(default=64_000_000, gt=0)
     """Images that take more pixels (width times height, padding and resizing included) are refused by their header,
     before they are decoded."""
+
+    @model_validator(mode="after")
+    def _library_is_there(self) -> "ImageTransformConfig":
+        if self.resize_with == "fast_image_resize" and not available():
+            raise ValueError(
+                "resize_with is fast_image_resize, but its package cykooz-resizer is not installed (Linux on ARM has no "
+                "wheel of it); install it, or set resize_with to pillow"
+            )
+        return self
 
 
 def decode_image(data: bytes, config: ImageTransformConfig) -> np.ndarray:
@@ -124,9 +134,10 @@ def resize(
         config: of which `size` and `mode` are not asked.
         window: top, left, height and width of the part of the result that is returned; None: all of it.
     """
-    if config.resample != "nearest" and config.resize_with == "numpy":
-        return resized(pixels, target, config.resample, window)
-    whole = np.asarray(Image.fromarray(pixels).resize(target[::-1], RESAMPLING[config.resample]))
+    if config.resample != "nearest" and config.resize_with == "fast_image_resize":
+        whole = resized(pixels, target, config.resample)
+    else:
+        whole = np.asarray(Image.fromarray(pixels).resize(target[::-1], RESAMPLING[config.resample]))
     top, left, height, width = window or (0, 0, *target)
     return whole[top : top + height, left : left + width]
 
