@@ -1,8 +1,9 @@
 """Byte ranges of files, local or remote: opened once, read from any thread, retried when the store stumbles."""
 
 import threading
-from collections.abc import Iterable
-from functools import cached_property, lru_cache
+from collections.abc import Callable, Iterable
+from functools import cached_property, lru_cache, partial
+from itertools import chain, repeat
 from typing import Any
 
 from pydantic import Field, model_validator
@@ -16,6 +17,9 @@ from data_pipelines.stores.local_file import LocalFile
 from data_pipelines.stores.remote_reader import ReadingLimits, RemoteReader
 from data_pipelines.stores.retries import Retries
 from data_pipelines.stores.slow_log import SlowLog
+
+ReadAt = Callable[[int, int], bytes]
+"""(offset, length) -> bytes, fewer only at the end of the file."""
 
 _LONGEST_WAIT = 20.0
 _OPEN_FILES = 128
@@ -108,7 +112,22 @@ class Storage:
         """
         if not is_local(path):
             return self._remote_reader().read(path, offset, offset + length)
-        return self._retries.run(lambda: self._file(path).read(offset, length), f"{path} at byte {offset}")
+        return self._retries.run(lambda: self._file(path).read(offset, length), _place(path, offset))
+
+    def reader(self, path: str) -> ReadAt:
+        """Returns `read` of one file, for whoever reads it many times."""
+        if not is_local(path):
+            return partial(self.read, path)
+        file = self._retries.run(lambda: self._file(path), path)
+
+        def read(offset: int, length: int) -> bytes:
+            try:
+                return file.read(offset, length)
+            except OSError as error:
+                attempts = chain([error], repeat(None))
+                return self._retries.run(lambda: _again(next(attempts), file, offset, length), _place(path, offset))
+
+        return read
 
     def read_range(self, place: ByteRange) -> bytes:
         """Returns exactly the bytes of a range, which may stand anywhere.
@@ -175,6 +194,17 @@ class Storage:
     def _pause(self, seconds: float) -> None:
         if self._closing.wait(seconds):
             raise UnreadableError("the storage was closed while a read was waiting to be tried again")
+
+
+def _again(error: OSError | None, file: LocalFile, offset: int, length: int) -> bytes:
+    """Reads, unless there is an attempt before that failed and is to be counted."""
+    if error is not None:
+        raise error
+    return file.read(offset, length)
+
+
+def _place(path: str, offset: int) -> str:
+    return f"{path} at byte {offset}"
 
 
 def _open_local(path: str) -> LocalFile:

@@ -3,14 +3,19 @@
 Formats: POSIX.1-2017 pax and ustar interchange formats; GNU tar manual, "Basic Tar Format".
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 from zlib import adler32
 
+from data_pipelines.storage import ReadAt
+
 BLOCK = 512
 _ZEROS = bytes(BLOCK)
-_READ_AHEAD = 4096
+READ_AHEAD = 4096
+"""Bytes that are read for a header: those of a small member, and the next headers, often come with it."""
+
 _ADLER_PRIME = 65521
 _EXTENSION_LIMIT = 1 << 20
 _TAIL_LIMIT = 1 << 16
@@ -21,9 +26,8 @@ _GNU_SPARSE = b"S"
 _WITHOUT_DATA = frozenset((b"1", b"2", b"3", b"4", _DIRECTORY, b"6"))
 _EXTENDED = frozenset((b"x", b"X", b"g", b"L", b"K"))
 
-ReadAt = Callable[[int, int], bytes]
-"""(offset, length) -> bytes, fewer only at the end of the file."""
-
+PAX_TIME = 2 * BLOCK
+"""Bytes of an extended header that holds one short record."""
 
 class Member(NamedTuple):
     """One file of a tar."""
@@ -76,7 +80,7 @@ def members(read: ReadAt, file_size: int, start: int = 0) -> Iterator[Member | B
     while True:
         inside = offset - buffer_start
         if inside + BLOCK > len(buffer):
-            buffer, buffer_start, inside = read(offset, _READ_AHEAD), offset, 0
+            buffer, buffer_start, inside = read(offset, READ_AHEAD), offset, 0
         header = buffer[inside : inside + BLOCK]
         if len(header) < BLOCK:
             yield Break(begin, "truncated", f"the tar ends at byte {file_size} without its closing blocks")
@@ -101,6 +105,38 @@ def members(read: ReadAt, file_size: int, start: int = 0) -> Iterator[Member | B
             yield member
         offset = begin = member.following
         extension = None
+
+
+def ordinary_rest(header: bytes) -> bytes | None:
+    """Returns what follows the checksum in the header of a plain file.
+
+    Of another header with the same rest, what stands before the checksum is all there is to know. None: the header says
+    more of the file than its kind, or is cut off.
+    """
+    if len(header) < BLOCK or header[156:157] not in _REGULAR or header[345]:
+        return None
+    return header[156:]
+
+
+def pax_time(extended: bytes) -> bytes | None:
+    """Returns how a pax header begins that says when a member was written and no more, as webdataset's writer puts one
+    before each: what follows this much is the time, whatever it is, in the rest of `PAX_TIME` bytes.
+
+    Args:
+        extended: `PAX_TIME` bytes, a header that `members` has followed.
+    """
+    size = ordinary_size(extended[124:136])
+    record = b"%d mtime=" % size
+    if extended[156:157] != b"x" or not len(record) < size <= BLOCK or not extended.startswith(record, BLOCK):
+        return None
+    return extended[: BLOCK + len(record)]
+
+
+@lru_cache(4096)
+def ordinary_size(field: bytes) -> int:
+    """Returns the size in a field as nearly all programs write it: eleven octal digits and a zero; -1 for any other."""
+    size = _octal(field[:11]) if field[:11].isdigit() and field[11:] == b"\0" else None
+    return -1 if size is None else size
 
 
 def _member(

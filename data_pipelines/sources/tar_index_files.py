@@ -10,7 +10,7 @@ import logging
 import mmap
 import os
 from collections.abc import Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any, Literal
 
 from data_pipelines.atomic_file import replace_file
@@ -57,7 +57,7 @@ def make_index(shard: str, cache: str | None, storage: Storage) -> TarIndex:
         OSError: the shard cannot be read or changed meanwhile, or the place of the index cannot be written.
     """
     target, version = index_path(shard, cache), storage.version(shard)
-    index = TarIndex.of(samples(partial(storage.read, shard), version["size"]))
+    index = TarIndex.of(samples(storage.reader(shard), version["size"]))
     if storage.version(shard) != version:
         raise OSError(f"{shard} changed while it was being indexed; do it again once its writer has ended")
     try:

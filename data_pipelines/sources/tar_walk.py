@@ -6,7 +6,6 @@ made or lost meanwhile: the entries and their order are the same. The index save
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from functools import partial
 from itertools import repeat
 from typing import Any
 
@@ -91,10 +90,10 @@ class TarWalk(ABC):
     def _sample(self, entry: Entry) -> TarSample:
         path, index = self.shards[entry.shard], self._indexes.of(entry.shard)
         if index is not None:
-            row = index.row(entry.place)
-            if row < len(index) and index.places[row] == entry.place:
-                return index.sample(row)
-        found = next(samples(partial(self._storage.read, path), self._storage.size(path), entry.place), None)
+            indexed = index.at(entry.place)
+            if indexed is not None:
+                return indexed
+        found = next(samples(self._storage.reader(path), self._storage.size(path), entry.place), None)
         if found is None or isinstance(found, Break):
             raise ValueError(f"{path} holds no sample at byte {entry.place} any more: the shard was rewritten.")
         return found
@@ -104,7 +103,7 @@ class TarWalk(ABC):
         size = self._storage.size(path)
         if place > padded(size):
             return
-        for sample in samples(partial(self._storage.read, path), size, place):
+        for sample in samples(self._storage.reader(path), size, place):
             if isinstance(sample, Break):
                 yield _rest(shard, path, size, sample)
                 continue
