@@ -3,7 +3,6 @@
 import threading
 from collections.abc import Callable, Iterable
 from functools import cached_property, lru_cache, partial
-from itertools import chain, repeat
 from typing import Any
 
 from pydantic import Field, model_validator
@@ -112,7 +111,10 @@ class Storage:
         """
         if not is_local(path):
             return self._remote_reader().read(path, offset, offset + length)
-        return self._retries.run(lambda: self._file(path).read(offset, length), _place(path, offset))
+        try:
+            return self._file(path).read(offset, length)
+        except OSError as error:
+            return self._read_again(error, path, offset, length)
 
     def reader(self, path: str) -> ReadAt:
         """Returns `read` of one file, for whoever reads it many times."""
@@ -124,8 +126,7 @@ class Storage:
             try:
                 return file.read(offset, length)
             except OSError as error:
-                attempts = chain([error], repeat(None))
-                return self._retries.run(lambda: _again(next(attempts), file, offset, length), _place(path, offset))
+                return self._read_again(error, path, offset, length)
 
         return read
 
@@ -179,6 +180,17 @@ class Storage:
             return self.read(path, offset, length)
         return self._remote_reader().read(path, offset, offset + length, alone=True)
 
+    def _read_again(self, error: OSError, path: str, offset: int, length: int) -> bytes:
+        """Reads after a first attempt that failed: it counts as one."""
+        failed = [error]
+
+        def attempt() -> bytes:
+            if failed:
+                raise failed.pop()
+            return self._file(path).read(offset, length)
+
+        return self._retries.run(attempt, f"{path} at byte {offset}")
+
     def _remote_reader(self) -> RemoteReader:
         with self._lock:
             return self._remote
@@ -194,17 +206,6 @@ class Storage:
     def _pause(self, seconds: float) -> None:
         if self._closing.wait(seconds):
             raise UnreadableError("the storage was closed while a read was waiting to be tried again")
-
-
-def _again(error: OSError | None, file: LocalFile, offset: int, length: int) -> bytes:
-    """Reads, unless there is an attempt before that failed and is to be counted."""
-    if error is not None:
-        raise error
-    return file.read(offset, length)
-
-
-def _place(path: str, offset: int) -> str:
-    return f"{path} at byte {offset}"
 
 
 def _open_local(path: str) -> LocalFile:

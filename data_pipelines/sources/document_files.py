@@ -13,7 +13,7 @@ from data_pipelines.sources.json_object import json_object
 from data_pipelines.sources.shard_list import expand, identity
 from data_pipelines.sources.source import Entry
 from data_pipelines.sources.tar_samples import TarSample
-from data_pipelines.sources.tar_walk import TarWalk
+from data_pipelines.sources.tar_walk import AtHand, TarWalk
 from data_pipelines.storage import Storage
 
 
@@ -86,7 +86,7 @@ class TarDocuments(TarWalk):
         described = self._config.kept | identity(self.shards, self._storage)
         return described | ({"images": identity(self._image_shards, self._storage)} if self._image_shards else {})
 
-    def content(self, path: str, sample: TarSample) -> _Found | Skip:
+    def content(self, path: str, sample: TarSample, at_hand: AtHand) -> _Found | Skip:
         key = f"{path}:{sample.key}"
         if sample.refusal is not None:
             return Skip(sample.refusal[0], key, sample.refusal[1])

@@ -9,7 +9,7 @@ from data_pipelines.sources.record_json import JSON, record_of
 from data_pipelines.sources.shard_list import expand, identity
 from data_pipelines.sources.source import Entry
 from data_pipelines.sources.tar_samples import TarSample
-from data_pipelines.sources.tar_walk import UNTOLD, TarShardsConfig, TarWalk
+from data_pipelines.sources.tar_walk import AtHand, UNTOLD, TarShardsConfig, TarWalk
 from data_pipelines.storage import Storage
 
 
@@ -38,7 +38,7 @@ class RecordsSource(TarWalk):
     def fingerprint(self) -> dict[str, Any]:
         return self._config.model_dump(mode="json", exclude=set(UNTOLD)) | identity(self.shards, self._storage)
 
-    def content(self, path: str, sample: TarSample) -> TarSample | Skip:
+    def content(self, path: str, sample: TarSample, at_hand: AtHand) -> TarSample | Skip:
         key = f"{path}:{sample.key}"
         if sample.refusal is not None:
             return Skip(sample.refusal[0], key, sample.refusal[1])

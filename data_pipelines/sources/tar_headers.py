@@ -13,7 +13,7 @@ from data_pipelines.storage import ReadAt
 
 BLOCK = 512
 _ZEROS = bytes(BLOCK)
-READ_AHEAD = 4096
+READ_AHEAD = 8192
 """Bytes that are read for a header: those of a small member, and the next headers, often come with it."""
 
 _ADLER_PRIME = 65521

@@ -5,7 +5,7 @@ made or lost meanwhile: the entries and their order are the same. The index save
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import repeat
 from typing import Any
 
@@ -13,14 +13,19 @@ from data_pipelines.config_class import Config
 from data_pipelines.quota import Skip
 from data_pipelines.record import Record
 from data_pipelines.sources.source import Entry
-from data_pipelines.sources.tar_headers import Break, padded
+from data_pipelines.sources.tar_headers import READ_AHEAD, Break, padded
 from data_pipelines.sources.tar_index import TarIndex
 from data_pipelines.sources.tar_index_files import IndexUse, ShardIndexes
 from data_pipelines.sources.tar_samples import TarSample, samples
 from data_pipelines.sources.walk_cache import WalkCache
-from data_pipelines.storage import Storage
+from data_pipelines.storage import ReadAt, Storage
 
 _ROWS_AT_ONCE = 256
+_AT_HAND_LIMIT = 1024
+"""Bytes of a member that an entry may hold until its record is read."""
+
+AtHand = Callable[[int, int], bytes | None]
+"""(offset, size) -> the bytes of a member, or None where they must be read."""
 
 
 class TarShardsConfig(Config):
@@ -76,12 +81,18 @@ class TarWalk(ABC):
     def read(self, entry: Entry) -> Record | Skip:
         path, content = self.shards[entry.shard], entry.content
         if content is None:
-            content = self.content(path, self._sample(entry))
+            content = self.content(path, self._sample(entry), _not_at_hand)
         return content if isinstance(content, Skip) else self.record(path, content, entry)
 
     @abstractmethod
-    def content(self, path: str, sample: TarSample) -> Any:
-        """Returns what `record` needs of a sample, by its headers alone; a `Skip` of one that can be no record."""
+    def content(self, path: str, sample: TarSample, at_hand: AtHand) -> Any:
+        """Returns what `record` needs of a sample, by its headers alone; a `Skip` of one that can be no record.
+
+        Args:
+            path: of the tar.
+            sample: its members.
+            at_hand: small members that came with the headers need not be read again.
+        """
 
     @abstractmethod
     def record(self, path: str, content: Any, entry: Entry) -> Record | Skip:
@@ -103,11 +114,12 @@ class TarWalk(ABC):
         size = self._storage.size(path)
         if place > padded(size):
             return
-        for sample in samples(self._storage.reader(path), size, place):
+        headers = _Headers(self._storage.reader(path))
+        for sample in samples(headers.read, size, place, headers.ahead):
             if isinstance(sample, Break):
                 yield _rest(shard, path, size, sample)
                 continue
-            content = self.content(path, sample)
+            content = self.content(path, sample, headers.at_hand)
             if not _lost(sample, content):
                 yield Entry(shard, sample.place, sample.following, content)
 
@@ -128,7 +140,32 @@ class TarWalk(ABC):
         if index.broken is None or not len(index):
             return len(index)
         sample = index.sample(len(index) - 1)
-        return len(index) - _lost(sample, self.content(self.shards[shard], sample))
+        return len(index) - _lost(sample, self.content(self.shards[shard], sample, _not_at_hand))
+
+
+class _Headers:
+    """The bytes that were read last for a header: of most samples all but the image."""
+
+    __slots__ = ("_bytes", "_start", "read")
+
+    def __init__(self, read: ReadAt) -> None:
+        self.read = read
+        self._bytes = b""
+        self._start = 0
+
+    def ahead(self, offset: int, place: int) -> tuple[bytes, int]:
+        self._bytes, self._start = self.read(offset, READ_AHEAD), offset
+        return self._bytes, offset
+
+    def at_hand(self, offset: int, size: int) -> bytes | None:
+        begin = offset - self._start
+        if size > _AT_HAND_LIMIT or begin < 0 or begin + size > len(self._bytes):
+            return None
+        return self._bytes[begin : begin + size]
+
+
+def _not_at_hand(offset: int, size: int) -> None:
+    return None
 
 
 def _lost(sample: TarSample, content: Any) -> bool:

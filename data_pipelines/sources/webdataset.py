@@ -12,7 +12,7 @@ from data_pipelines.sources.json_object import json_object
 from data_pipelines.sources.shard_list import expand, identity
 from data_pipelines.sources.source import Entry
 from data_pipelines.sources.tar_samples import TarSample
-from data_pipelines.sources.tar_walk import UNTOLD, TarShardsConfig, TarWalk
+from data_pipelines.sources.tar_walk import UNTOLD, AtHand, TarShardsConfig, TarWalk
 from data_pipelines.storage import Storage
 
 _TEXT_LIMIT = 1 << 24
@@ -48,8 +48,9 @@ class WebDatasetConfig(TarShardsConfig):
 class _Found(NamedTuple):
     key: str
     image: tuple[int, int]
-    captions: tuple[tuple[str, tuple[int, int]], ...]
-    """Field of a JSON member (empty: the whole member is the caption) and where the member is."""
+    captions: tuple[tuple[str, tuple[int, int], bytes | None], ...]
+    """Field of a JSON member (empty: the whole member is the caption), where the member is, and its bytes if they are
+    at hand."""
     metadata: tuple[int, int] | None
 
 
@@ -59,6 +60,7 @@ class WebDatasetSource(TarWalk):
     def __init__(self, config: WebDatasetConfig, storage: Storage) -> None:
         super().__init__(expand(config.shards), storage, config.index, config.index_cache)
         self._config = config
+        self._images = config.images
         places = (config.caption,) if isinstance(config.caption, str) else config.caption
         self._captions = tuple((member, field) for member, _, field in (place.partition(":") for place in places))
 
@@ -94,32 +96,41 @@ class WebDatasetSource(TarWalk):
     def _caption(self, found: _Found, path: str, key: str) -> str | Skip:
         """The first caption that is there, or why the last one is none."""
         text: str | Skip = Skip("missing_caption", key, "no caption")
-        for field, place in found.captions:
-            text = _text(self._storage.read_range(ByteRange(path, *place)), field, key)
+        for field, place, data in found.captions:
+            text = _text(self._storage.read_range(ByteRange(path, *place)) if data is None else data, field, key)
             if not isinstance(text, Skip) or text.cause not in ("missing_caption", "empty_caption"):
                 break
         return text
 
-    def content(self, path: str, sample: TarSample) -> _Found | Skip:
-        key = f"{path}:{sample.key}"
+    def content(self, path: str, sample: TarSample, at_hand: AtHand) -> _Found | Skip:
+        members = sample.members
         if sample.refusal is not None:
-            return Skip(sample.refusal[0], key, sample.refusal[1])
-        held = ", ".join(sample.members)
-        image = next((sample.members[name] for name in self._config.images if name in sample.members), None)
-        if image is None:
-            return Skip("missing_image", key, f"the sample holds only {held}")
-        captions = tuple((field, sample.members[name]) for name, field in self._captions if name in sample.members)
-        if not captions:
-            wanted = " or ".join(f".{name}" for name in dict(self._captions))
-            return Skip("missing_caption", key, f"no member {wanted}; the sample holds only {held}")
+            return Skip(sample.refusal[0], f"{path}:{sample.key}", sample.refusal[1])
+        image = metadata = None
+        for name in self._images:
+            if name in members:
+                image = members[name]
+                break
+        captions = [(field, members[name]) for name, field in self._captions if name in members]
+        if image is None or not captions:
+            return self._missing(path, sample, image)
         if image[1] == 0:
-            return Skip("empty_image", key, "the image has no bytes")
-        metadata = sample.members.get("json") if self._config.filters else None
-        read = [place for _, place in captions] + ([] if metadata is None else [metadata])
-        largest = max(length for _, length in read)
+            return Skip("empty_image", f"{path}:{sample.key}", "the image has no bytes")
+        if self._config.filters:
+            metadata = members.get("json")
+        largest = max([length for _, (_, length) in captions] + ([] if metadata is None else [metadata[1]]))
         if largest > _TEXT_LIMIT:
-            return Skip("caption_too_large", key, f"{largest} bytes")
-        return _Found(sample.key, image, captions, metadata)
+            return Skip("caption_too_large", f"{path}:{sample.key}", f"{largest} bytes")
+        return _Found(
+            sample.key, image, tuple((field, place, at_hand(*place)) for field, place in captions), metadata
+        )
+
+    def _missing(self, path: str, sample: TarSample, image: tuple[int, int] | None) -> Skip:
+        key, held = f"{path}:{sample.key}", f"the sample holds only {', '.join(sample.members)}"
+        if image is None:
+            return Skip("missing_image", key, held)
+        wanted = " or ".join(f".{name}" for name in dict(self._captions))
+        return Skip("missing_caption", key, f"no member {wanted}; {held}")
 
 
 def _text(data: bytes, field: str, key: str) -> str | Skip:
