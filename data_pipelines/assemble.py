@@ -5,6 +5,7 @@ Axes: B rows, T tokens, N image slots, S tokens of an instruction, H x W pixels.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -74,9 +75,9 @@ def place_row(batch: Batch, index: int, row: tuple[Segment, ...], image_tokens: 
     Args:
         image_tokens: of one slot.
     """
-    whole_slot = ImageLayout(1, np.arange(image_tokens, dtype=np.int32), in_order=True)
+    whole_slot = _whole_slot(image_tokens)
     placed: list[Placed] = []
-    start = slot = number = 0
+    start = slot = 0
     for segment in row:
         rendered = segment.rendered
         placed.append(Placed(segment, index, start, slot))
@@ -84,24 +85,38 @@ def place_row(batch: Batch, index: int, row: tuple[Segment, ...], image_tokens: 
         place_instructions(batch.instructions, index, slot, layouts, rendered.instructions)
         _place_preference(batch, index, start, rendered)
         for answered in rendered.segments:
-            number += 1
-            _place_tokens(batch, index, start, number, answered)
             _place_features(batch, index, (start, slot), answered.image_starts, layouts, image_tokens)
             start += len(answered.tokens)
         slot += rendered.slots
-        batch.image_mask[index, slot - rendered.slots : slot] = True
+    batch.image_mask[index, :slot] = True
+    if row:
+        _place_tokens(batch, index, [answered for segment in row for answered in segment.rendered.segments])
     return placed
 
 
-def _place_tokens(batch: Batch, index: int, start: int, number: int, rendered: RenderedRecord) -> None:
-    length = len(rendered.tokens)
-    stop = start + length
-    batch.tokens[index, start:stop] = rendered.tokens
-    batch.targets[index, start : stop - 1] = rendered.tokens[1:]
-    batch.loss_weights[index, start : stop - 1] = rendered.supervised[1:]
-    batch.segment_ids[index, start:stop] = number
-    batch.positions[index, start:stop] = np.arange(length, dtype=np.int32)
-    batch.answer_mask[index, start:stop] = rendered.in_answer
+@lru_cache(8)
+def _whole_slot(image_tokens: int) -> ImageLayout:
+    return ImageLayout(1, np.arange(image_tokens, dtype=np.int32), in_order=True)
+
+
+def _place_tokens(batch: Batch, index: int, row: Sequence[RenderedRecord]) -> None:
+    """Writes what there is of every token, all segments of a row at once."""
+    lengths = np.array([len(rendered.tokens) for rendered in row])
+    ends = lengths.cumsum()
+    stop = int(ends[-1])
+    tokens, targets, weights = batch.tokens[index, :stop], batch.targets[index, :stop], batch.loss_weights[index, :stop]
+    np.concatenate([rendered.tokens for rendered in row], out=tokens)
+    targets[:-1] = tokens[1:]
+    weights[:-1] = np.concatenate([rendered.supervised for rendered in row])[1:]
+    # Nothing follows the last token of a segment.
+    last = ends - 1
+    targets[last] = 0
+    weights[last] = 0
+    batch.segment_ids[index, :stop] = np.arange(1, len(row) + 1).repeat(lengths)
+    np.subtract(
+        np.arange(stop), (ends - lengths).repeat(lengths), out=batch.positions[index, :stop], casting="same_kind"
+    )
+    np.concatenate([rendered.in_answer for rendered in row], out=batch.answer_mask[index, :stop])
 
 
 def _place_features(

@@ -9,7 +9,7 @@ from data_pipelines.sources.record_json import JSON, record_of
 from data_pipelines.sources.shard_list import expand, identity
 from data_pipelines.sources.source import Entry
 from data_pipelines.sources.tar_samples import TarSample
-from data_pipelines.sources.tar_walk import AtHand, UNTOLD, TarShardsConfig, TarWalk
+from data_pipelines.sources.tar_walk import UNTOLD, AtHand, TarShardsConfig, TarWalk
 from data_pipelines.storage import Storage
 
 

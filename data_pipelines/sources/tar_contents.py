@@ -1,4 +1,4 @@
-"""Reads tars from end to end with the bytes of all members: each block is read once, and headers and data come of it."""
+"""Reads tars from end to end with the bytes of all members: headers and data come of blocks that are read once."""
 
 from collections.abc import Iterator
 
@@ -15,21 +15,24 @@ _SAMPLE_LIMIT = 1 << 30
 Contents = tuple[TarSample, dict[str, memoryview]]
 
 
-def contents(path: str, storage: Storage, index: TarIndex | None = None) -> Iterator[Contents | Break]:
+def contents(
+    path: str, storage: Storage, index: TarIndex | None = None, block_bytes: int = _BLOCK_BYTES
+) -> Iterator[Contents | Break]:
     """Yields every sample of a tar with the bytes of its members by extension; a `Break` is always the last.
 
-    The bytes may be kept; they keep the block of a quarter of a megabyte or more alive that they are part of. A refused sample has none.
+    The bytes may be kept; they keep the block alive that they are part of. A refused sample has none.
 
     Args:
         path: of the tar.
         storage: that reads it.
         index: of the tar; None: its headers are walked.
+        block_bytes: that are read at once; a larger sample is a block of its own.
 
     Raises:
         OSError: the tar cannot be read, or is shorter than it was when it was opened or indexed.
     """
     file_size = storage.size(path)
-    blocks = _Blocks(storage.reader(path))
+    blocks = _Blocks(storage.reader(path), block_bytes)
     found = samples(blocks.read, file_size, 0, blocks.ahead) if index is None else index.samples()
     for sample in found:
         if isinstance(sample, Break):
@@ -59,20 +62,21 @@ def _load(blocks: "_Blocks", sample: TarSample, file_size: int, path: str) -> No
 class _Blocks:
     """The block of a tar that is being looked at."""
 
-    __slots__ = ("end", "read", "start", "view")
+    __slots__ = ("_block_bytes", "end", "read", "start", "view")
 
-    def __init__(self, read: ReadAt) -> None:
+    def __init__(self, read: ReadAt, block_bytes: int) -> None:
         self.read = read
+        self._block_bytes = block_bytes
         self.start = self.end = 0
         self.view = memoryview(b"")
 
     def load(self, start: int, length: int) -> bytes:
-        data = self.read(start, max(length, _BLOCK_BYTES))
+        data = self.read(start, max(length, self._block_bytes))
         self.start, self.end, self.view = start, start + len(data), memoryview(data)
         return data
 
     def ahead(self, offset: int, place: int) -> tuple[bytes, int]:
-        """Bytes from a sample's place on that hold the header behind it too; only the header's of one that is refused."""
+        """Bytes from a sample's place to the header behind it; of one that is refused, the header's alone."""
         length = offset + BLOCK - place
         if length > _SAMPLE_LIMIT + BLOCK:
             return self.read(offset, READ_AHEAD), offset

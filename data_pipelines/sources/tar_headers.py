@@ -29,6 +29,7 @@ _EXTENDED = frozenset((b"x", b"X", b"g", b"L", b"K"))
 PAX_TIME = 2 * BLOCK
 """Bytes of an extended header that holds one short record."""
 
+
 class Member(NamedTuple):
     """One file of a tar."""
 

@@ -38,7 +38,7 @@ class TarIndex:
         self._extensions: list[str] = described["extensions"]
         self._refusals: dict[str, list[str]] = described["refusals"]
         # A number out of a memoryview costs a fraction of what one out of an array does; it takes no stated byte order.
-        self._columns = {name: memoryview(column.view(column.dtype.char)) for name, column in arrays.items()}
+        self._columns: dict[str, Any] = {name: column.view(column.dtype.char).data for name, column in arrays.items()}
         self.places = arrays["places"]
         """[S], where each sample begins, in order."""
         self.following = arrays["following"]

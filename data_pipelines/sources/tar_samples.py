@@ -33,9 +33,10 @@ _TIMES_LIMIT = 4
 _SLASH = ord("/")
 """Comes behind the dot; all letters and digits come behind it."""
 _PLAIN_NAME = 80
-"""Bytes of a name that is not long, and of an ending that is not: together with another ending it fits into its field."""
+"""Bytes of a name that is not long; with a longer ending it still fits into its field."""
 _PLAIN_ENDING = 20
-_RESTS_LIMIT = 1024
+"""Bytes of an ending that is not long."""
+_RESTS_LIMIT = 512
 """Checksums that are known."""
 _UNSEEN = bytes(BLOCK)
 """Too long to be found where a part of a header is looked for."""
@@ -177,7 +178,11 @@ class _Likely:
             self.times = (*self.times, time)[-_TIMES_LIMIT:]
         ending = member.name.rpartition("/")[2].partition(".")[2]
         extension = ending.lower()
-        if 0 < len(ending.encode()) <= _PLAIN_ENDING and "\0" not in ending and extension.rpartition(".")[2] not in PICKLED:
+        if (
+            0 < len(ending.encode()) <= _PLAIN_ENDING
+            and "\0" not in ending
+            and extension.rpartition(".")[2] not in PICKLED
+        ):
             if len(self.endings) == _KNOWN_LIMIT:
                 self.endings.clear()
             self.endings[ending.encode()] = extension
@@ -186,7 +191,7 @@ class _Likely:
 def _plain(name: bytes) -> tuple[str | None, bytes]:
     """The key that a name begins with, and what is behind the dot.
 
-    The key is None if the name must be looked at more closely: it is long, not ASCII, without a key, or leads elsewhere.
+    No key: the name must be looked at more closely, as it is long, not ASCII, has none, or leads elsewhere.
     """
     folder, slash, base = name.rpartition(b"/")
     stem, _, ending = base.partition(b".")

@@ -121,9 +121,7 @@ class WebDatasetSource(TarWalk):
         largest = max([length for _, (_, length) in captions] + ([] if metadata is None else [metadata[1]]))
         if largest > _TEXT_LIMIT:
             return Skip("caption_too_large", f"{path}:{sample.key}", f"{largest} bytes")
-        return _Found(
-            sample.key, image, tuple((field, place, at_hand(*place)) for field, place in captions), metadata
-        )
+        return _Found(sample.key, image, tuple((field, place, at_hand(*place)) for field, place in captions), metadata)
 
     def _missing(self, path: str, sample: TarSample, image: tuple[int, int] | None) -> Skip:
         key, held = f"{path}:{sample.key}", f"the sample holds only {', '.join(sample.members)}"

@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 from data_pipelines.config_class import Config
 from data_pipelines.transforms.image_error import ImageError
 from data_pipelines.transforms.image_header import TURNS, open_header, orientation, upright_size
+from data_pipelines.transforms.jpeg_markers import jpeg_markers
 from data_pipelines.transforms.resampling import available, resized
 
 RESAMPLING = {
@@ -24,14 +25,10 @@ RESAMPLING = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 
-
-_JPEG = b"\xff\xd8\xff"
 _SCAN = b"\xff\xda"
 """The marker that begins a scan; compressed pixels never hold it."""
 _SCANS_LIMIT = 100
 """Scans of a JPEG: progressive ones have about ten, and each costs a pass over all pixels however few its bytes are."""
-_METADATA = b"\xff\xe1"
-"""The marker of Exif and XMP; compressed pixels never hold it."""
 
 Pixels = Annotated[int, Field(gt=0)]
 Level = Annotated[int, Field(ge=0, le=255)]
@@ -62,8 +59,8 @@ class ImageTransformConfig(Config):
     def _library_is_there(self) -> "ImageTransformConfig":
         if self.resize_with == "fast_image_resize" and not available():
             raise ValueError(
-                "resize_with is fast_image_resize, but its package cykooz-resizer is not installed (Linux on ARM has no "
-                "wheel of it); install it, or set resize_with to pillow"
+                "resize_with is fast_image_resize, but its package cykooz-resizer is not installed (there is no wheel "
+                "of it for Linux on ARM); install it, or set resize_with to pillow"
             )
         return self
 
@@ -95,8 +92,10 @@ def stated_size(data: bytes, config: ImageTransformConfig) -> tuple[int, int]:
 def decode_with(data: bytes, config: ImageTransformConfig, arrange: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     """Decodes one image and returns what `arrange` makes of it, u8[H, W, 3] upright; errors as `decode_image`."""
     try:
-        _check_scans(data)
-        pixels = _plain_jpeg(data, config)
+        markers = jpeg_markers(data)
+        if markers is not None and not markers.one_scan:
+            _check_scans(data)
+        pixels = None if markers is None or markers.metadata else _plain_jpeg(data, config)
         return arrange(_upright_rgb(data, config) if pixels is None else pixels)
     except ImageError:
         raise
@@ -196,7 +195,8 @@ def _check_size(size: tuple[int, int], config: ImageTransformConfig) -> None:
 
 def _check_scans(data: bytes) -> None:
     """Raises `ImageError` for a JPEG of so many scans that a small file would be decoded for hours."""
-    if data.startswith(_JPEG) and (scans := data.count(_SCAN)) > _SCANS_LIMIT:
+    scans = data.count(_SCAN)
+    if scans > _SCANS_LIMIT:
         raise ImageError("too_large", f"a JPEG of {scans} scans takes a pass over its pixels for each of them")
 
 
@@ -211,12 +211,10 @@ def _largest_step(size: tuple[int, int], config: ImageTransformConfig) -> int:
 
 
 def _plain_jpeg(data: bytes, config: ImageTransformConfig) -> np.ndarray | None:
-    """Pixels of a JPEG without the metadata that could turn it, as most of web data are; None for every other image.
+    """Pixels of a JPEG without the metadata that could turn it, as most of web data are; None where Pillow must look.
 
     Pillow would read the header in ten times the time, and no other thread can run meanwhile.
     """
-    if not data.startswith(_JPEG) or _METADATA in data:
-        return None
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
