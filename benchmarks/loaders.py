@@ -1,16 +1,19 @@
 """Reading, loading, decoding and resizing beside webdataset, torch's DataLoader and grain; prints one JSON line.
 
-    python benchmarks/loaders.py [--samples 2000] [--repeats 5] [--workers 2] [--quality 85 90]
+    python benchmarks/loaders.py [--samples 2000] [--repeats 5] [--workers 2] [--quality 85 90] [--plain-headers]
 
-All read the same img2dataset shards of 512 x 384 JPEGs, which the script makes from seeded noise with the spectrum of
-photographs, and squash the images to 224 x 224. Each loader runs in a process of its own, all of them in turn in every
-repeat; figures are medians over the repeats:
+All read the same shards of 512 x 384 JPEGs, which the script makes from seeded noise with the spectrum of photographs,
+and squash the images to 224 x 224. The shards are laid out as img2dataset's: webdataset's writer puts an extended
+header with the time before each member; with `--plain-headers` there is none, as in the tars of GNU tar. Each loader
+runs in a process of its own, all of them in turn in every repeat; figures are medians over the repeats:
 
     cpu_ms         CPU milliseconds a sample, of the process and its workers
     samples_per_s  after the first samples have come
     memory_mb      proportional set size of the process and its workers, above that of an interpreter with NumPy
 
-Loaders: `raw` hands over the bytes; `packed` (ours alone) also packs and places records that cost nothing to decode;
+Loaders: `raw` hands over the bytes of all members of a sample, `raw_indexed` (ours alone) those of shards that have an
+index; `records` (ours alone) makes records, and hands over the bytes of their images; `packed` (ours alone) also packs
+and places records that cost nothing to decode;
 `exact` and `pillow` (ours) decode too, and resize with fast_image_resize and with Pillow.
 """
 
@@ -23,6 +26,7 @@ import multiprocessing
 import os
 import signal
 import statistics
+import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -36,6 +40,8 @@ HEIGHT, WIDTH, SIDE = 384, 512, 224
 IMAGE_TOKENS = 49
 BATCH = 64
 DIFFERENT_IMAGES = 64
+SECOND = 1_700_000_000
+"""When all members were written."""
 
 
 def photographs(count: int, quality: tuple[int, int]) -> list[bytes]:
@@ -57,13 +63,27 @@ def photographs(count: int, quality: tuple[int, int]) -> list[bytes]:
     return encoded
 
 
-def generated_shards(folder: str, samples: int, quality: tuple[int, int]) -> list[str]:
-    """Writes four shards of captioned photographs, each of which comes several times."""
-    from data_pipelines.shards import ImageText, write_shards
+def generated_shards(folder: str, samples: int, quality: tuple[int, int], plain_headers: bool) -> list[str]:
+    """Writes four shards of captioned photographs, each of which comes several times, and their indexes beside them."""
+    from data_pipelines.sources.tar_index_files import make_index
+    from data_pipelines.storage import Storage
 
-    images = photographs(min(samples, DIFFERENT_IMAGES), quality)
-    pairs = (ImageText(images[n % len(images)], f"a caption of some words, number {n}") for n in range(samples))
-    return [str(path) for path in write_shards(pairs, folder, -(-samples // 4))]
+    images, shards = photographs(min(samples, DIFFERENT_IMAGES), quality), []
+    for shard in range(4):
+        path = os.path.join(folder, f"{shard:05d}.tar")
+        with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+            for number in range(shard * samples // 4, (shard + 1) * samples // 4):
+                caption, key = f"a caption of some words, number {number}", f"{shard:05d}{number:06d}"
+                described = json.dumps({"caption": caption, "key": key, "status": "success"})
+                image = images[number % len(images)]
+                for name, data in (("jpg", image), ("json", described.encode()), ("txt", caption.encode())):
+                    header = tarfile.TarInfo(f"{key}.{name}")
+                    header.size = len(data)
+                    header.mtime = SECOND if plain_headers else SECOND + 1 / 7
+                    tar.addfile(header, io.BytesIO(data))
+        make_index(path, None, Storage())
+        shards.append(path)
+    return shards
 
 
 def ours(shards: list[str], workers: int, decode: Callable[[bytes], np.ndarray]) -> Iterator[int]:
@@ -82,15 +102,32 @@ def ours(shards: list[str], workers: int, decode: Callable[[bytes], np.ndarray])
         return RenderedRecord(record.key, tokens, supervised, supervised, (1,), images)
 
     stream = StreamConfig(mixture={"pairs": 1.0}, lanes=2, row_length=8 * len(tokens), images_per_row=8)
-    sources = {"pairs": WebDatasetConfig(shards=tuple(shards))}
+    sources = {"pairs": WebDatasetConfig(shards=tuple(shards), index="never")}
     preparation = Preparation(render, decode, IMAGE_TOKENS, (SIDE, SIDE))
     with Loader(stream, sources, preparation, BATCH // 8, threads=workers) as loader:
         for loaded in loader:
             yield loaded.report.records
 
 
-def ours_raw(shards: list[str], workers: int) -> Iterator[int]:
-    """Image and caption bytes of our source, one sample after the other."""
+def ours_raw(shards: list[str], workers: int, indexed: bool = False) -> Iterator[int]:
+    """The bytes of all members of our samples, one after the other."""
+    from data_pipelines.sources.tar_contents import contents
+    from data_pipelines.sources.tar_index_files import load_index
+    from data_pipelines.storage import Storage
+
+    storage = Storage()
+    while True:
+        for shard in shards:
+            for sample in contents(shard, storage, load_index(shard, None, storage) if indexed else None):
+                yield "jpg" in sample[1]
+
+
+def ours_raw_indexed(shards: list[str], workers: int) -> Iterator[int]:
+    return ours_raw(shards, workers, indexed=True)
+
+
+def ours_records(shards: list[str], workers: int) -> Iterator[int]:
+    """Records of our source and the bytes of their images, one after the other."""
     from data_pipelines.record import ImagePart, Record
     from data_pipelines.sources.source import records
     from data_pipelines.sources.webdataset import WebDatasetConfig
@@ -98,7 +135,7 @@ def ours_raw(shards: list[str], workers: int) -> Iterator[int]:
 
     storage = Storage()
     while True:
-        for record in records(WebDatasetConfig(shards=tuple(shards)).open(storage)):
+        for record in records(WebDatasetConfig(shards=tuple(shards), index="never").open(storage)):
             if isinstance(record, Record) and isinstance(image := record.turns[0].parts[0], ImagePart):
                 storage.read_image(image.source)
                 yield 1
@@ -183,6 +220,8 @@ def grain_loaded(shards: list[str], workers: int) -> Iterator[int]:
 
 LOADERS: dict[str, Callable[[list[str], int], Iterator[int]]] = {
     "ours_raw": ours_raw,
+    "ours_raw_indexed": ours_raw_indexed,
+    "ours_records": ours_records,
     "webdataset_raw": webdataset_raw,
     "ours_packed": ours_packed,
     "ours_exact": ours_decoded("fast_image_resize"),
@@ -219,15 +258,15 @@ def memory_mb() -> float:
 def measure(name: str, shards: list[str], workers: int, samples: int, answer: Connection) -> None:
     """Runs in a process of its own: sends CPU milliseconds a sample, samples/s and MB above the bare interpreter.
 
-    The first quarter of the samples warms up. But for raw reading, which begins anew each time, no sample comes twice:
-    our loader remembers where the samples of small shards stand.
+    The first quarter of the samples warms up. But for reading alone, which begins anew each time, no sample comes
+    twice: our loader remembers where the samples of small shards stand.
     """
     bare = memory_mb()
     counts = LOADERS[name](shards, workers)
     warm = count = 0
     while warm < samples // 4:
         warm += next(counts)
-    wanted = 4 * samples if name.endswith("raw") else samples - warm
+    wanted = 4 * samples if name in READING else samples - warm
     wall, cpu = time.perf_counter(), cpu_seconds()
     while count < wanted:
         count += next(counts)
@@ -260,6 +299,8 @@ def installed(name: str) -> bool:
     return all(importlib.util.find_spec(package) for package in needed.get(name, ()))
 
 
+READING = ("ours_raw", "ours_raw_indexed", "ours_records", "webdataset_raw")
+"""Loaders that do nothing else."""
 FIELDS = ("cpu_ms", "samples_per_s", "memory_mb")
 
 
@@ -272,8 +313,9 @@ def promises(median: dict[str, dict[str, float]]) -> dict[str, float]:
         found["exact_speed_to_webdataset_torch (at least 1.9)"] = round(
             ours["samples_per_s"] / peer["samples_per_s"], 2
         )
-        raw = median["webdataset_raw"]["cpu_ms"] / median["ours_raw"]["cpu_ms"]
-        found["raw_cpu_of_webdataset_to_ours (at least 10)"] = round(raw, 1)
+        for name, index in (("ours_raw", "without"), ("ours_raw_indexed", "with")):
+            raw = median["webdataset_raw"]["cpu_ms"] / median[name]["cpu_ms"]
+            found[f"raw_cpu_of_webdataset_to_ours_{index}_index (at least 10)"] = round(raw, 1)
     return found | {"memory_mb (at most 150)": ours["memory_mb"]}
 
 
@@ -283,17 +325,19 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--quality", type=int, nargs=2, default=(85, 90))
+    parser.add_argument("--plain-headers", action="store_true")
     options = parser.parse_args()
     names = [name for name in LOADERS if installed(name)]
     runs: dict[str, list[tuple[float, ...]]] = {name: [] for name in names}
     with tempfile.TemporaryDirectory() as folder:
-        shards = generated_shards(folder, options.samples, tuple(options.quality))
+        shards = generated_shards(folder, options.samples, tuple(options.quality), options.plain_headers)
         size = sum(os.path.getsize(shard) for shard in shards) / options.samples / 1000
         for _ in range(options.repeats):
             for name in names:
                 runs[name].append(measured(name, shards, options.workers, options.samples))
     median = {name: {field: middle(rows, place) for place, field in enumerate(FIELDS)} for name, rows in runs.items()}
     found = {"benchmark": "loaders", "samples": options.samples, "kb_a_sample": round(size, 1)}
+    found["plain_headers"] = options.plain_headers
     found["not_installed"] = [name for name in LOADERS if name not in names]
     print(json.dumps(found | {"loaders": median, "promises": promises(median)}))
 
