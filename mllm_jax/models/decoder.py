@@ -15,7 +15,8 @@ from mllm_jax.models.connectors.gated_cross_attention import GatedCrossAttention
 from mllm_jax.models.connectors.prefix_adapter import PrefixAdapterConfig
 from mllm_jax.models.connectors.visual_expert import VisualExpertConfig
 from mllm_jax.models.layers.activations import ActivationName
-from mllm_jax.models.layers.attention import SelfAttention, soft_capped
+from mllm_jax.models.layers.attention import SelfAttention
+from mllm_jax.models.layers.attention_kernels import Choice, Heads, choose_kernel, platform, soft_capped
 from mllm_jax.models.layers.cache import KVCache, advance, empty_cache
 from mllm_jax.models.layers.experts import Experts, ExpertsConfig
 from mllm_jax.models.layers.feed_forward import FEED_FORWARDS, FeedForwardName
@@ -156,6 +157,12 @@ class DecoderConfig(Config):
         return LayerKind(self.sliding_window if sliding else None, rotation if turned else None)
 
 
+def attention_kernel(config: DecoderConfig, dtype: Any, on: str) -> Choice:
+    """By what a decoder attends over packed rows on a platform, in a compute format."""
+    heads = Heads(config.head_width, dtype, config.attention_soft_cap is not None)
+    return choose_kernel(config.stack.attention, heads, on)
+
+
 def make_cache(config: DecoderConfig, rows: int, length: int, dtype: Any) -> KVCache:
     """An empty cache for `length` tokens in each of `rows` rows."""
     return empty_cache(config.layers, rows, length, config.kv_heads, config.head_width, dtype)
@@ -181,6 +188,7 @@ class DecoderBlock(nn.Module):
             soft_cap=config.attention_soft_cap,
             head_norm=config.norm if config.query_key_norm else None,
             norm_epsilon=config.norm_epsilon,
+            kernel=config.stack.attention,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
             name="attention",
@@ -312,7 +320,8 @@ class Decoder(nn.Module):
         if config.positions == "learned":
             embeddings = self.position_embedding(embeddings, positions)
         blocks = self._blocks(segment_ids, answer_mask)
-        views = make_views(config.layer_kinds, segment_ids, positions, cache, blocks, virtual)
+        dense = attention_kernel(config, self.dtype, platform()).kernel == "xla"
+        views = make_views(config.layer_kinds, segment_ids, positions, cache, blocks, virtual, dense)
         hidden = nn.with_logical_constraint(embeddings.astype(self.dtype), HIDDEN_AXES)
         hidden, cache = self._layers(hidden, cache, views, media)
         hidden = NORMS[config.norm](config.norm_epsilon, name="final_norm", **formats)(hidden)

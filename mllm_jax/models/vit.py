@@ -13,6 +13,7 @@ from data_pipelines.config_class import Config
 from mllm_jax.models.connectors.features import FeatureGrid
 from mllm_jax.models.layers.activations import ActivationName
 from mllm_jax.models.layers.attention import SelfAttention
+from mllm_jax.models.layers.attention_kernels import Choice, Heads, choose_kernel
 from mllm_jax.models.layers.feed_forward import FEED_FORWARDS, FeedForwardName
 from mllm_jax.models.layers.grid_positions import grid_angles
 from mllm_jax.models.layers.initializers import named
@@ -136,6 +137,11 @@ class ViTConfig(Config):
         return layer if layer >= 0 else self.layers + 1 + layer
 
 
+def encoder_kernel(config: ViTConfig, dtype: Any, on: str) -> Choice:
+    """By what an encoder attends on a platform, in a compute format."""
+    return choose_kernel(config.stack.attention, Heads(config.width // config.heads, dtype), on)
+
+
 class EncoderBlock(nn.Module):
     config: ViTConfig
     dtype: Any = jnp.float32
@@ -153,6 +159,7 @@ class EncoderBlock(nn.Module):
             config.width // config.heads,
             bias=config.attention_bias,
             output_bias=True,
+            kernel=config.stack.attention,
             name="attention",
             **formats,
         )

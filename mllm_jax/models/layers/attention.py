@@ -1,55 +1,24 @@
 """Self-attention; grouped key/value heads, rotary positions, a cache, a prefix and a visual expert are optional."""
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from beartype import beartype
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int, jaxtyped
 
+from mllm_jax.models.layers.attention_kernels import AttentionConfig, attend
 from mllm_jax.models.layers.cache import KVCache, write_layer
+from mllm_jax.models.layers.masks import PackedMask
 from mllm_jax.models.layers.media import where_image
 from mllm_jax.models.layers.norms import NORMS, NormName
 from mllm_jax.models.layers.prefix import Prefix
 from mllm_jax.models.layers.projection import Projection
 from mllm_jax.models.layers.rotary import rotate
+from mllm_jax.models.layers.saved import KEY, QUERY, VALUE
 from mllm_jax.models.layers.virtual_tokens import KeysAndValues
-
-
-def attend(
-    query: Float[Array, "B T H C"],
-    key: Float[Array, "B S K C"],
-    value: Float[Array, "B S K C"],
-    mask: Bool[Array, "B 1 T S"] | None = None,
-    scale: float | None = None,
-    soft_cap: float | None = None,
-) -> Float[Array, "B T H C"]:
-    """Scaled dot-product attention; softmax in float32, H a multiple of K. The one place that chooses a kernel.
-
-    Args:
-        query, key, value: heads, with positions already in them.
-        mask: what each query may see; None: everything.
-        scale: factor of the dot products; None: 1/sqrt(C).
-        soft_cap: scores are kept between this and its negative by a tanh; None: as they are.
-    """
-    if soft_cap is None:
-        return jax.nn.dot_product_attention(query, key, value, mask=mask, scale=scale, implementation="xla")
-    rows, tokens, heads, head_width = query.shape
-    grouped = query.reshape(rows, tokens, key.shape[2], -1, head_width)
-    scores = jnp.einsum("btkgc,bskc->bkgts", grouped, key, preferred_element_type=jnp.float32)
-    scores = soft_capped(scores * (scale or 1 / math.sqrt(head_width)), soft_cap)
-    if mask is not None:
-        scores = jnp.where(mask[:, :, None], scores, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    return jnp.einsum("bkgts,bskc->btkgc", weights, value).reshape(rows, tokens, heads, head_width)
-
-
-def soft_capped(values: Float[Array, "..."], cap: float) -> Float[Array, "..."]:
-    """`cap * tanh(values / cap)`: values bent to stay within the cap (https://arxiv.org/abs/2408.00118)."""
-    return cap * jnp.tanh(values / cap)
 
 
 class SelfAttention(nn.Module):
@@ -65,6 +34,7 @@ class SelfAttention(nn.Module):
     head_norm: NormName | None = None
     """Norm of every query and key head before its rotation; None: no norm."""
     norm_epsilon: float = 1e-6
+    kernel: AttentionConfig = AttentionConfig(kernel="xla")
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
@@ -73,7 +43,7 @@ class SelfAttention(nn.Module):
     def __call__(
         self,
         hidden: Float[Array, "B T D"],
-        mask: Bool[Array, "B 1 T S"] | None = None,
+        mask: PackedMask | Bool[Array, "B 1 T S"] | None = None,
         angles: tuple[Float[Array, "B T half"], Float[Array, "B T half"]] | None = None,
         cache: KVCache | None = None,
         layer: int | Int[Array, ""] = 0,
@@ -85,7 +55,7 @@ class SelfAttention(nn.Module):
 
         Args:
             hidden: what queries, keys and values are made of.
-            mask: what each query may see; None: everything.
+            mask: what each query may see: told by token, or all pairs; None: everything.
             angles: of the rotary positions; None: heads are not turned.
             cache: of the tokens already read.
             layer: whose keys and values in the cache.
@@ -111,7 +81,8 @@ class SelfAttention(nn.Module):
             key, value = cache.keys[layer].astype(query.dtype), cache.values[layer].astype(query.dtype)
         if virtual is not None:
             key, value = virtual.before(key, value)
-        read = attend(query, key, value, mask, self.scale, self.soft_cap)
+        query, key, value = (checkpoint_name(*each) for each in ((query, QUERY), (key, KEY), (value, VALUE)))
+        read = attend(query, key, value, mask, self.scale, self.soft_cap, self.kernel)
         if prefix is not None:
             key, value = key_norm(make_key(prefix.embeddings)), make_value(prefix.embeddings)
             read = read + prefix.gate[:, None] * attend(query, key, value, prefix.mask, self.scale, self.soft_cap)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from beartype import beartype
 from jaxtyping import Array, Bool, Float, jaxtyped
 
-from mllm_jax.models.layers.attention import attend
+from mllm_jax.models.layers.attention_kernels import attend
 from mllm_jax.models.layers.norms import NORMS, NormName
 from mllm_jax.models.layers.projection import Projection
 

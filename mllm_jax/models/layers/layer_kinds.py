@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mllm_jax.models.layers.cache import KVCache, next_slots
 from mllm_jax.models.layers.grid_positions import along_sections
-from mllm_jax.models.layers.masks import cached_mask, packed_mask, virtual_mask
+from mllm_jax.models.layers.masks import PackedMask, cached_mask, packed_mask, virtual_mask
 from mllm_jax.models.layers.prefix import Prefix, Prefixes
 from mllm_jax.models.layers.rotary import rotary_angles, rotary_frequencies, segment_lengths
 from mllm_jax.models.layers.rotary_scaling import RotaryScaling
@@ -42,7 +42,8 @@ class Views(NamedTuple):
     """Masks and angles of every kind of layer (axis `kinds`)."""
 
     kind_of_layer: Int[Array, " L"]
-    masks: Bool[Array, "kinds B 1 T S"]
+    masks: PackedMask | Bool[Array, "kinds B 1 T S"]
+    """Told by token where a kernel takes that, with the windows of all kinds; or all pairs."""
     cosines: Float[Array, "kinds B T half"] | None
     """None: no layer turns its heads."""
     sines: Float[Array, "kinds B T half"] | None
@@ -57,18 +58,25 @@ class Views(NamedTuple):
 
     def prefix_of(self, layer: Int[Array, ""]) -> Prefix | None:
         """What the queries of one layer read besides the tokens."""
-        return None if self.prefixes is None else self.prefixes.of(layer, self.masks.shape[1])
+        return None if self.prefixes is None else self.prefixes.of(layer, self.segment_ids.shape[0])
 
     def virtual_of(self, layer: Int[Array, ""]) -> KeysAndValues | None:
         """The virtual tokens of one layer."""
         return None if self.virtual is None else self.virtual.of(layer)
 
-    def of(self, layer: Int[Array, ""]) -> tuple[Bool[Array, "B 1 T S"], Angles | None]:
+    @property
+    def kinds(self) -> int:
+        """How many kinds of layers there are."""
+        per_kind = (self.cosines, self.masks.window if isinstance(self.masks, PackedMask) else self.masks)
+        return max((each.shape[0] for each in per_kind if each is not None), default=1)
+
+    def of(self, layer: Int[Array, ""]) -> tuple[PackedMask | Bool[Array, "B 1 T S"], Angles | None]:
         """The mask and the angles of one layer."""
-        kind = 0 if self.masks.shape[0] == 1 else self.kind_of_layer[layer]
+        kind = 0 if self.kinds == 1 else self.kind_of_layer[layer]
+        mask = self.masks.of_kind(kind) if isinstance(self.masks, PackedMask) else self.masks[kind]
         if self.cosines is None or self.sines is None:
-            return self.masks[kind], None
-        return self.masks[kind], (self.cosines[kind], self.sines[kind])
+            return mask, None
+        return mask, (self.cosines[kind], self.sines[kind])
 
 
 def make_views(
@@ -78,31 +86,43 @@ def make_views(
     cache: KVCache | None,
     blocks: Int[Array, "B T"] | None = None,
     virtual: KeysAndValues | None = None,
+    dense: bool = True,
 ) -> Views:
     """Views of packed rows (no cache) or of tokens that follow those of a cache; `kinds` has one entry a layer.
 
     `blocks` are those of `masks.prompt_blocks`; None: attention is causal. `virtual` stands before every segment of
-    packed rows; a cache has it already.
+    packed rows; a cache has it already. Masks are all pairs if `dense`, or if they are not of packed tokens alone.
     """
     distinct = list(dict.fromkeys(kinds))
-    slots = None if cache is None else (next_slots(cache, segment_ids.shape[1]), cache.capacity)
-    masks = [
-        packed_mask(segment_ids, kind.window, blocks) if slots is None else cached_mask(*slots, kind.window, blocks)
-        for kind in distinct
-    ]
+    windows = [kind.window for kind in distinct]
+    masks: PackedMask | Bool[Array, "kinds B 1 T S"]
+    if cache is not None:
+        slots = next_slots(cache, segment_ids.shape[1])
+        masks = jnp.stack([cached_mask(slots, cache.capacity, window, blocks) for window in windows])
+    elif dense or virtual is not None:
+        masks = jnp.stack([packed_mask(segment_ids, window, blocks) for window in windows])
+    else:
+        masks = PackedMask(segment_ids, blocks, _windows(windows, segment_ids.shape[1]))
     if virtual is not None:
-        before = [virtual_mask(segment_ids, virtual.length, kind.window) for kind in distinct]
-        masks = [jnp.concatenate(pair, axis=-1) for pair in zip(before, masks, strict=True)]
+        before = jnp.stack([virtual_mask(segment_ids, virtual.length, window) for window in windows])
+        masks = jnp.concatenate([before, masks], axis=-1)
     width = max((kind.rotation.width for kind in distinct if kind.rotation is not None), default=0)
     angles = [_angles(kind.rotation, width, segment_ids, positions) for kind in distinct]
     return Views(
         kind_of_layer=jnp.asarray([distinct.index(kind) for kind in kinds]),
-        masks=jnp.stack(masks),
+        masks=masks,
         cosines=jnp.stack([cosine for cosine, _ in angles]) if width else None,
         sines=jnp.stack([sine for _, sine in angles]) if width else None,
         segment_ids=segment_ids,
         virtual=virtual,
     )
+
+
+def _windows(windows: list[int | None], tokens: int) -> Int[Array, " kinds"] | None:
+    """Of every kind of layers; None: none of them has one."""
+    if all(window is None for window in windows):
+        return None
+    return jnp.asarray([tokens if window is None else min(window, tokens) for window in windows], jnp.int32)
 
 
 def _angles(

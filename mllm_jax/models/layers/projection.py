@@ -77,7 +77,10 @@ class Projection(nn.Module):
         }
         if self.has_variable("params", SCALE):
             given[SCALE] = self.get_variable("params", SCALE)
-        outputs = jnp.tensordot(inputs.astype(self.dtype), float_kernel(given, self.dtype), axes=contracted)
+        # Where the kernel lies, it is rounded to the compute format before devices exchange it; the same holds for its
+        # gradient, which each device then gets its own part of.
+        kernel = nn.with_logical_constraint(float_kernel(given, self.dtype), (*self.input_axes, *self.output_axes))
+        outputs = jnp.tensordot(inputs.astype(self.dtype), kernel, axes=contracted)
         if self.bias:
             zeros = named(nn.initializers.zeros, *self.output_axes)
             outputs = outputs + self.param("bias", zeros, self.shape, self.param_dtype).astype(self.dtype)

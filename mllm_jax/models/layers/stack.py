@@ -9,10 +9,12 @@ import jax
 import jax.numpy as jnp
 
 from data_pipelines.config_class import Config
+from mllm_jax.models.layers.attention_kernels import AttentionConfig
 from mllm_jax.models.layers.experts import ROUTING
 from mllm_jax.models.layers.low_rank import DROPOUT
+from mllm_jax.models.layers.saved import ATTENTION, KEY, QUERY, VALUE
 
-RematName = Literal["none", "full", "dots"]
+RematName = Literal["none", "full", "dots", "save_attention", "offload_to_host"]
 Run = Callable[..., Any]
 """`(carry, *shared) -> carry`."""
 
@@ -23,12 +25,26 @@ class StackConfig(Config):
     scan: bool = True
     """Compile one block and loop over it; compile time then does not grow with depth."""
     remat: RematName = "none"
-    """What the backward pass recomputes: nothing, everything inside a block, or all but the matrix products."""
+    """What of a block the backward pass does not find in memory and computes again. none: nothing. full: all of it.
+    dots: all but matrix products and what attention reads. save_attention: all but queries, keys, values and what
+    attention reads. offload_to_host: likewise, but queries, keys and values wait in the host's memory."""
+    attention: AttentionConfig = AttentionConfig()
 
 
-REMAT_POLICIES: dict[RematName, Callable[..., bool] | None] = {
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+_POLICIES = jax.checkpoint_policies
+
+REMAT_POLICIES: dict[RematName, Callable[..., Any]] = {
+    "full": _POLICIES.nothing_saveable,
+    "dots": _POLICIES.save_from_both_policies(
+        _POLICIES.dots_with_no_batch_dims_saveable, _POLICIES.save_only_these_names(ATTENTION)
+    ),
+    "save_attention": _POLICIES.save_only_these_names(QUERY, KEY, VALUE, ATTENTION),
+    "offload_to_host": _POLICIES.save_and_offload_only_these_names(
+        names_which_can_be_saved=[ATTENTION],
+        names_which_can_be_offloaded=[QUERY, KEY, VALUE],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
 }
 
 

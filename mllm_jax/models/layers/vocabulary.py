@@ -11,13 +11,14 @@ from jaxtyping import Array, Float, Float32, Int
 from mllm_jax.models.layers.initializers import named
 
 LOGIT_AXES = ("rows", "tokens", "vocabulary_activation")
+EMBEDDING_AXES, OUTPUT_AXES = ("vocabulary", "embed"), ("embed", "vocabulary")
 
 
 def _logits(
-    hidden: Float[Array, "B T D"], kernel: Float[Array, "..."], kernel_axis: int, dtype: Any
+    hidden: Float[Array, "B T D"], kernel: Float[Array, "..."], axes: tuple[str, str], dtype: Any
 ) -> Float32[Array, "B T V"]:
-    contracted = (((2,), (kernel_axis,)), ((), ()))
-    operands = hidden.astype(dtype), kernel.astype(dtype)
+    contracted = (((2,), (axes.index("embed"),)), ((), ()))
+    operands = hidden.astype(dtype), nn.with_logical_constraint(kernel.astype(dtype), axes)
     logits = jax.lax.dot_general(*operands, contracted, preferred_element_type=jnp.float32)
     return nn.with_logical_constraint(logits, LOGIT_AXES)
 
@@ -35,7 +36,7 @@ class TokenEmbedding(nn.Module):
 
     def setup(self):
         # Unit variance for the logits of a tied output at the start, whatever the width.
-        initializer = named(nn.initializers.normal(1 / math.sqrt(self.width)), "vocabulary", "embed")
+        initializer = named(nn.initializers.normal(1 / math.sqrt(self.width)), *EMBEDDING_AXES)
         self.embedding = self.param("embedding", initializer, (self.vocab_size, self.width), self.param_dtype)
 
     def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
@@ -44,7 +45,7 @@ class TokenEmbedding(nn.Module):
 
     def logits(self, hidden: Float[Array, "B T D"]) -> Float32[Array, "B T V"]:
         """Logits of a model whose output projection is its embedding."""
-        return _logits(hidden, self.embedding, 1, self.dtype)
+        return _logits(hidden, self.embedding, EMBEDDING_AXES, self.dtype)
 
 
 class PositionEmbedding(nn.Module):
@@ -74,6 +75,6 @@ class TokenOutput(nn.Module):
 
     @nn.compact
     def __call__(self, hidden: Float[Array, "B T D"]) -> Float32[Array, "B T V"]:
-        initializer = named(nn.initializers.normal(0.02), "embed", "vocabulary")
+        initializer = named(nn.initializers.normal(0.02), *OUTPUT_AXES)
         kernel = self.param("kernel", initializer, (hidden.shape[-1], self.vocab_size), self.param_dtype)
-        return _logits(hidden, kernel, 0, self.dtype)
+        return _logits(hidden, kernel, OUTPUT_AXES, self.dtype)
