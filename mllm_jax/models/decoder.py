@@ -23,6 +23,7 @@ from mllm_jax.models.layers.feed_forward import FEED_FORWARDS, FeedForwardName
 from mllm_jax.models.layers.interleaved import Blocks, Interleaving, run_interleaved
 from mllm_jax.models.layers.layer_kinds import LayerKind, Rotation, Views, make_views
 from mllm_jax.models.layers.masks import prompt_blocks
+from mllm_jax.models.layers.materialised import materialised
 from mllm_jax.models.layers.media import Media, where_image
 from mllm_jax.models.layers.norms import NORMS, NormName
 from mllm_jax.models.layers.prefix import Prefixes, PrefixTable
@@ -174,7 +175,8 @@ class DecoderBlock(nn.Module):
     param_dtype: Any = jnp.float32
 
     def norm(self, name: str, hidden: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        return NORMS[self.config.norm](self.config.norm_epsilon, self.dtype, self.param_dtype, name=name)(hidden)
+        normed = NORMS[self.config.norm](self.config.norm_epsilon, self.dtype, self.param_dtype, name=name)(hidden)
+        return materialised(normed)
 
     def attention(self) -> SelfAttention:
         config = self.config

@@ -17,6 +17,7 @@ from mllm_jax.models.layers.attention_kernels import Choice, Heads, choose_kerne
 from mllm_jax.models.layers.feed_forward import FEED_FORWARDS, FeedForwardName
 from mllm_jax.models.layers.grid_positions import grid_angles
 from mllm_jax.models.layers.initializers import named
+from mllm_jax.models.layers.materialised import materialised
 from mllm_jax.models.layers.norms import layer_norm
 from mllm_jax.models.layers.positions import resize_positions
 from mllm_jax.models.layers.projection import Projection
@@ -166,9 +167,9 @@ class EncoderBlock(nn.Module):
         feed_forward = FEED_FORWARDS[config.feed_forward](
             config.feed_forward_width, activation=config.activation, bias=True, name="feed_forward", **formats
         )
-        normed = layer_norm(config.norm_epsilon, name="attention_norm", **formats)(hidden)
+        normed = materialised(layer_norm(config.norm_epsilon, name="attention_norm", **formats)(hidden))
         hidden = hidden + self._scaled("attention_scale", attention(normed, angles=angles)[0])
-        normed = layer_norm(config.norm_epsilon, name="feed_forward_norm", **formats)(hidden)
+        normed = materialised(layer_norm(config.norm_epsilon, name="feed_forward_norm", **formats)(hidden))
         hidden = hidden + self._scaled("feed_forward_scale", feed_forward(normed))
         return nn.with_logical_constraint(hidden, HIDDEN_AXES), None
 

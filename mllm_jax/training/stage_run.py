@@ -19,8 +19,11 @@ from mllm_jax.checkpoint.description import make_description
 from mllm_jax.checkpoint.layout import OBJECTIVE, mark_done
 from mllm_jax.checkpoint.reading import last_stored_step, read_frozen, read_trained
 from mllm_jax.models.adapters import adapter_paths, with_initial_adapters, without_adapters
+from mllm_jax.models.kernel_choices import kernel_choices
+from mllm_jax.models.layers.attention_kernels import platform
 from mllm_jax.models.quantised_kernels import with_quantised_kernels, without_scales
 from mllm_jax.models.virtual_tokens import initial_tokens, virtual_paths, with_initial_virtual_tokens
+from mllm_jax.parallel.compiler_options import compiler_options
 from mllm_jax.parallel.processes import is_first_process
 from mllm_jax.parallel.rules import ParameterTree, batch_sharding
 from mllm_jax.parallel.watch import leaving_at_once
@@ -35,7 +38,7 @@ from mllm_jax.training.rates import RateMeter
 from mllm_jax.training.signals import StopRequest
 from mllm_jax.training.state import TrainState, create_state, merge, shardings_of
 from mllm_jax.training.step import StepOptions, compile_train_step, make_evaluation_step, make_train_step
-from mllm_jax.training.summary import summary_table
+from mllm_jax.training.summary import kernel_table, summary_table
 
 
 def train_stage(stage: Stage, earlier: Sequence[Stage], run: Run, stop: StopRequest) -> bool:
@@ -175,6 +178,13 @@ def _announce(stage: Stage, start: int, run: Run) -> None:
     begins = f"goes on after step {start} of {config.steps}" if start else f"{config.steps} steps"
     title = f"stage {config.name}: {begins}, {config.rows} rows of {config.row_length} tokens"
     run.console.print(summary_table(stage.summary(), title))
+    model, dtype = run.ingredients.model, run.ingredients.precision.compute_dtype
+    kernels = kernel_choices(model, dtype, platform(), stage.virtual_tokens is not None)
+    run.console.print(kernel_table(kernels))
+    options = compiler_options(run.mesh)
+    if options:
+        told = ", ".join(f"{name} {value}" for name, value in options.items())
+        run.console.print(f"compiled with {told}", highlight=False)
 
 
 def _open_log(stage: Stage, earlier: Sequence[Stage], run: Run, start: int, progress: Any) -> MetricLog:

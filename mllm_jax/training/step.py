@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import linen as nn
+from jax.sharding import NamedSharding
 from jaxtyping import Array
 
 from data_pipelines.batch import Batch
+from mllm_jax.parallel.compiler_options import compiler_options
 from mllm_jax.parallel.rules import ParameterTree
 from mllm_jax.training.averages import AverageConfig, averaged
 from mllm_jax.training.objective import Losses, Objective
@@ -151,11 +153,12 @@ def make_evaluation_step(objective: Objective) -> Callable[[TrainState, Batch], 
     return evaluation_step
 
 
-def compile_train_step(step: TrainStep, state_shardings: Any, batch_sharding: Any) -> TrainStep:
-    """`step` under jit: the state keeps its shardings and its buffers are reused."""
+def compile_train_step(step: TrainStep, state_shardings: Any, batch_sharding: NamedSharding) -> TrainStep:
+    """`step` under jit: the state keeps its shardings and its buffers are reused; with the options of its platform."""
     return jax.jit(
         step,
         in_shardings=(state_shardings, batch_sharding),
         out_shardings=(state_shardings, None),
         donate_argnums=0,
+        compiler_options=compiler_options(batch_sharding.mesh),
     )

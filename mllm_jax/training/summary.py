@@ -2,6 +2,7 @@
 
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +10,7 @@ import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from rich.table import Table
 
+from mllm_jax.models.kernel_choices import PartKernel
 from mllm_jax.models.layers.quantised import stored_bytes
 from mllm_jax.models.quantised_kernels import STEPS
 from mllm_jax.training.state import TrainState
@@ -64,6 +66,16 @@ def summary_table(rows: list[GroupSummary], title: str) -> Table:
         size(sum(row.parameter_bytes for row in rows)),
         size(sum(row.optimizer_bytes for row in rows)),
     )
+    return table
+
+
+def kernel_table(rows: Sequence[PartKernel]) -> Table:
+    """By what each part attends, as a table for the terminal."""
+    table = Table()
+    for name in ("part", "attention", "because", "recomputed in the backward pass"):
+        table.add_column(name)
+    for row in rows:
+        table.add_row(row.part, row.choice.kernel, row.choice.reason, row.remat or "none")
     return table
 
 

@@ -9,6 +9,9 @@ import pytest
 
 from mllm_jax.models.layers.attention_kernels import AttentionConfig, attend
 from mllm_jax.models.layers.masks import PackedMask, prompt_blocks
+from mllm_jax.models.layers.splash import block_layout
+from mllm_jax.parallel.mesh import MeshConfig, make_mesh
+from mllm_jax.parallel.rules import use_mesh
 
 SPLASH, XLA = AttentionConfig(kernel="splash", block_tokens=128), AttentionConfig(kernel="xla")
 
@@ -33,6 +36,38 @@ def mask_of(tokens: int, kind: str) -> PackedMask | None:
     blocks = prompt_blocks(ids, answers) if "prefix" in kind else None
     window = jnp.int32(37) if "window" in kind else None
     return None if kind == "full" else PackedMask(ids, blocks, window)
+
+
+def test_blocks_are_even_and_whole():
+    assert block_layout(2048, 512) == (512, 2048)
+    assert block_layout(577, 512) == (640, 640)
+    assert block_layout(729, 512) == (768, 768)
+    assert block_layout(3000, 512) == (512, 3072)
+    assert block_layout(7, 512) == (128, 128)
+
+
+@pytest.mark.parametrize("mesh", [MeshConfig(fsdp=2, tensor=2, sequence=2), MeshConfig(sequence=4), MeshConfig()])
+@pytest.mark.parametrize("kind", ["causal", "prefix and window"])
+def test_every_device_attends_for_its_rows_heads_and_queries(mesh, kind):
+    tokens, made = 640, make_mesh(mesh)
+    ids = jnp.tile(packed_rows(tokens)[0], (4, 1))
+    answers = jnp.tile(packed_rows(tokens)[1], (4, 1))
+    blocks, window = (prompt_blocks(ids, answers), jnp.int32(60)) if kind != "causal" else (None, None)
+    mask = PackedMask(ids, blocks, window)
+    query, key, value = (
+        jax.random.normal(each, (8, tokens, heads, 16))
+        for each, heads in zip(jax.random.split(jax.random.key(1), 3), (4, 2, 2), strict=True)
+    )
+
+    def loss(config, query, key, value):
+        read = attend(query, key, value, mask, config=config) * (ids > 0)[:, :, None, None]
+        return jnp.sum(read**2)
+
+    with use_mesh(made):
+        found = jax.jit(jax.value_and_grad(partial(loss, SPLASH), argnums=(0, 1, 2)))(query, key, value)
+    expected = jax.value_and_grad(partial(loss, XLA), argnums=(0, 1, 2))(query, key, value)
+    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=3e-5)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from beartype import beartype
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int, jaxtyped
 
-from mllm_jax.models.layers.attention_kernels import AttentionConfig, attend
+from mllm_jax.models.layers.attention_kernels import XLA, AttentionConfig, attend
 from mllm_jax.models.layers.cache import KVCache, write_layer
 from mllm_jax.models.layers.masks import PackedMask
 from mllm_jax.models.layers.media import where_image
@@ -34,7 +34,7 @@ class SelfAttention(nn.Module):
     head_norm: NormName | None = None
     """Norm of every query and key head before its rotation; None: no norm."""
     norm_epsilon: float = 1e-6
-    kernel: AttentionConfig = AttentionConfig(kernel="xla")
+    kernel: AttentionConfig = XLA
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 

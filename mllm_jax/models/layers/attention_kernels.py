@@ -29,6 +29,9 @@ class AttentionConfig(Config):
     the matrix unit better, smaller ones skip more of what a mask hides."""
 
 
+XLA = AttentionConfig(kernel="xla")
+
+
 class Choice(NamedTuple):
     """A kernel, and why."""
 
@@ -99,7 +102,7 @@ def attend(
     mask: PackedMask | Bool[Array, "B 1 T S"] | None = None,
     scale: float | None = None,
     soft_cap: float | None = None,
-    config: AttentionConfig = AttentionConfig(kernel="xla"),
+    config: AttentionConfig = XLA,
 ) -> Float[Array, "B T H C"]:
     """Scaled dot-product attention; softmax in float32, H a multiple of K. The one place that calls a kernel.
 

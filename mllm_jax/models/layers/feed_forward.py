@@ -8,6 +8,7 @@ from beartype import beartype
 from jaxtyping import Array, Float, jaxtyped
 
 from mllm_jax.models.layers.activations import ACTIVATIONS, ActivationName
+from mllm_jax.models.layers.materialised import materialised
 from mllm_jax.models.layers.projection import Projection
 
 HIDDEN_AXES = ("rows", "tokens", "feed_forward_activation")
@@ -31,7 +32,7 @@ class FeedForward(nn.Module):
         up = Projection((self.feed_forward_width,), ("embed",), ("feed_forward",), name="up", **formats)
         width = self.output_width or hidden.shape[-1]
         down = Projection((width,), ("feed_forward",), ("embed",), name="down", **formats)
-        return down(ACTIVATIONS[self.activation](up(hidden)))
+        return down(ACTIVATIONS[self.activation](materialised(up(hidden))))
 
 
 class GatedFeedForward(nn.Module):
@@ -53,7 +54,8 @@ class GatedFeedForward(nn.Module):
         up = Projection((self.feed_forward_width,), ("embed",), ("feed_forward",), name="up", **formats)
         width = self.output_width or hidden.shape[-1]
         down = Projection((width,), ("feed_forward",), ("embed",), name="down", **formats)
-        inner = nn.with_logical_constraint(ACTIVATIONS[self.activation](gate(hidden)) * up(hidden), HIDDEN_AXES)
+        gated, raised = materialised(gate(hidden)), materialised(up(hidden))
+        inner = nn.with_logical_constraint(ACTIVATIONS[self.activation](gated) * raised, HIDDEN_AXES)
         return down(inner)
 
 

@@ -94,18 +94,7 @@ def make_views(
     packed rows; a cache has it already. Masks are all pairs if `dense`, or if they are not of packed tokens alone.
     """
     distinct = list(dict.fromkeys(kinds))
-    windows = [kind.window for kind in distinct]
-    masks: PackedMask | Bool[Array, "kinds B 1 T S"]
-    if cache is not None:
-        slots = next_slots(cache, segment_ids.shape[1])
-        masks = jnp.stack([cached_mask(slots, cache.capacity, window, blocks) for window in windows])
-    elif dense or virtual is not None:
-        masks = jnp.stack([packed_mask(segment_ids, window, blocks) for window in windows])
-    else:
-        masks = PackedMask(segment_ids, blocks, _windows(windows, segment_ids.shape[1]))
-    if virtual is not None:
-        before = jnp.stack([virtual_mask(segment_ids, virtual.length, window) for window in windows])
-        masks = jnp.concatenate([before, masks], axis=-1)
+    masks = _masks([kind.window for kind in distinct], segment_ids, cache, blocks, virtual, dense)
     width = max((kind.rotation.width for kind in distinct if kind.rotation is not None), default=0)
     angles = [_angles(kind.rotation, width, segment_ids, positions) for kind in distinct]
     return Views(
@@ -116,6 +105,26 @@ def make_views(
         segment_ids=segment_ids,
         virtual=virtual,
     )
+
+
+def _masks(
+    windows: list[int | None],
+    segment_ids: Int[Array, "B T"],
+    cache: KVCache | None,
+    blocks: Int[Array, "B T"] | None,
+    virtual: KeysAndValues | None,
+    dense: bool,
+) -> PackedMask | Bool[Array, "kinds B 1 T S"]:
+    if cache is not None:
+        slots = next_slots(cache, segment_ids.shape[1])
+        return jnp.stack([cached_mask(slots, cache.capacity, window, blocks) for window in windows])
+    if not dense and virtual is None:
+        return PackedMask(segment_ids, blocks, _windows(windows, segment_ids.shape[1]))
+    packed = jnp.stack([packed_mask(segment_ids, window, blocks) for window in windows])
+    if virtual is None:
+        return packed
+    before = jnp.stack([virtual_mask(segment_ids, virtual.length, window) for window in windows])
+    return jnp.concatenate([before, packed], axis=-1)
 
 
 def _windows(windows: list[int | None], tokens: int) -> Int[Array, " kinds"] | None:

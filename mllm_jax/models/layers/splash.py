@@ -100,8 +100,8 @@ def attend_splash(
         ValueError: windows in rows so long that two places do not fit into one number.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    rows, tokens = query.shape[:2]
-    ways = 1 if mesh.empty else _ways(mesh, nn.logical_to_mesh_axes(("tokens",))[0])
+    tokens = query.shape[1]
+    ways = 1 if mesh.empty else _ways(mesh, _mesh_axes(("tokens",))[0])
     block, padded = block_layout(-(-tokens // ways), block_tokens)
     operands = _operands(query, key, value, mask, padded * ways)
     plan = Plan(block, ways > 1, mask is None or mask.blocks is not None, soft_cap, interpret)
@@ -127,7 +127,7 @@ def _operands(query: Array, key: Array, value: Array, mask: PackedMask | None, p
         widths = [(0, padded - tokens if at == axis else 0) for at in range(array.ndim)]
         return jnp.pad(array, widths, constant_values=fill)
 
-    heads = [filled(jnp.swapaxes(each, 1, 2), 2) for each in (query, key, value)]
+    query, key, value = (filled(jnp.swapaxes(each, 1, 2), 2) for each in (query, key, value))
     segments = seen = window = None
     if mask is not None:
         segments, window, seen = filled(mask.segment_ids, 1, -1), mask.window, _seen(mask)
@@ -135,7 +135,7 @@ def _operands(query: Array, key: Array, value: Array, mask: PackedMask | None, p
         seen = jnp.where(places < tokens, filled(seen, 1), places if window is None else _both(places, places))
     elif padded > tokens:
         segments = jnp.broadcast_to((places < tokens).astype(jnp.int32), (rows, padded))
-    return Operands(*heads, segments, segments, seen, places, window)
+    return Operands(query, key, value, segments, segments, seen, places, window)
 
 
 def _seen(mask: PackedMask) -> Int[Array, "B T"]:
@@ -162,6 +162,11 @@ def _sees_between(seen: Array, keys: Array) -> Array:
     return (keys >= seen >> PLACE_BITS) & (keys <= seen & (2**PLACE_BITS - 1))
 
 
+def _mesh_axes(names: tuple[str | None, ...]) -> tuple[Any, ...]:
+    """The mesh axes that split an array, by the logical names of its axes and the rules in force."""
+    return tuple(nn.logical_to_mesh_axes(names) or (None,) * len(names))
+
+
 def _ways(mesh: Any, axes: Any) -> int:
     """Into how many parts mesh axes split."""
     named = () if axes is None else (axes,) if isinstance(axes, str) else axes
@@ -172,8 +177,7 @@ def _spec(mesh: Any, names: tuple[str | None, ...], array: Array | None) -> Part
     """How an array is split by the names of its axes; an axis that does not divide (one row of a prompt) is whole."""
     if array is None:
         return None
-    axes = nn.logical_to_mesh_axes(names)
-    lengths = zip(axes, array.shape, strict=True)
+    lengths = zip(_mesh_axes(names), array.shape, strict=True)
     return PartitionSpec(*(each if length % _ways(mesh, each) == 0 else None for each, length in lengths))
 
 
@@ -182,11 +186,20 @@ def _attend_shard(plan: Plan, given: Operands) -> Float[Array, "B H T C"]:
     count, keys = given.query.shape[2] // plan.block, given.key.shape[2] // plan.block
     forward, backward = _block_tables(plan, given, count, keys)
     fused = keys <= FUSED_BLOCKS
+    block, block_of_queries = plan.block, None if fused else plan.block
     sizes = BlockSizes(
-        *(plan.block,) * 6, *((None, None) if fused else (plan.block, plan.block)), use_fused_bwd_kernel=fused
+        block_q=block,
+        block_kv=block,
+        block_kv_compute=block,
+        block_q_dkv=block,
+        block_kv_dkv=block,
+        block_kv_dkv_compute=block,
+        block_q_dq=block_of_queries,
+        block_kv_dq=block_of_queries,
+        use_fused_bwd_kernel=fused,
     )
 
-    def of_row(query: Array, key: Array, value: Array, segments: SegmentIds | None, seen: Array | None) -> Array:
+    def of_row(query: Array, key: Array, value: Array, segments: SegmentIds | None, seen: Any) -> Any:
         mask_forward, mask_backward = (
             MaskInfo(table, None, active, None, seen) for table, active in (forward, backward)
         )
@@ -229,5 +242,8 @@ def _block_tables(plan: Plan, given: Operands, count: int, keys: int) -> tuple[T
     # A block that is skipped stands for one that is there already, or comes next, so that nothing is read for it.
     next_key = module.clip(block_of_key, first, last)
     next_query = module.clip(module.arange(count)[:, None], first_query, last_query)
-    stored = [jnp.asarray(each[None], jnp.int8 if max(count, keys) < 128 else jnp.int32) for each in (next_key, next_query, active)]
+    stored = [
+        jnp.asarray(each[None], jnp.int8 if max(count, keys) < 128 else jnp.int32)
+        for each in (next_key, next_query, active)
+    ]
     return (stored[0], stored[2]), (stored[1], stored[2])
