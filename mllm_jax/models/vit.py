@@ -14,6 +14,7 @@ from mllm_jax.models.connectors.features import FeatureGrid
 from mllm_jax.models.layers.activations import ActivationName
 from mllm_jax.models.layers.attention import SelfAttention
 from mllm_jax.models.layers.attention_kernels import Choice, Heads, choose_kernel
+from mllm_jax.models.layers.axes import IMAGES
 from mllm_jax.models.layers.feed_forward import FEED_FORWARDS, FeedForwardName
 from mllm_jax.models.layers.grid_positions import grid_angles
 from mllm_jax.models.layers.initializers import named
@@ -25,7 +26,7 @@ from mllm_jax.models.layers.stack import StackConfig, run_stack
 
 Angles = tuple[Float[Array, "B T half"], Float[Array, "B T half"]]
 
-HIDDEN_AXES = ("images", "tokens", "embed_activation")
+HIDDEN_AXES = (*IMAGES, "embed_activation")
 
 
 class FeatureConfig(Config):
@@ -161,11 +162,17 @@ class EncoderBlock(nn.Module):
             bias=config.attention_bias,
             output_bias=True,
             kernel=config.stack.attention,
+            batch_axes=IMAGES,
             name="attention",
             **formats,
         )
         feed_forward = FEED_FORWARDS[config.feed_forward](
-            config.feed_forward_width, activation=config.activation, bias=True, name="feed_forward", **formats
+            config.feed_forward_width,
+            activation=config.activation,
+            bias=True,
+            batch_axes=IMAGES,
+            name="feed_forward",
+            **formats,
         )
         normed = materialised(layer_norm(config.norm_epsilon, name="attention_norm", **formats)(hidden))
         hidden = hidden + self._scaled("attention_scale", attention(normed, angles=angles)[0])

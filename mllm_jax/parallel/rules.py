@@ -31,7 +31,7 @@ RULES: tuple[tuple[str, MeshAxes], ...] = (
     ("rank", "fsdp"),
     ("groups", "fsdp"),
     ("rows", ROW_AXES),
-    ("images", ROW_AXES),
+    ("images", (*ROW_AXES, "sequence")),
     ("tokens", "sequence"),
     ("embed_activation", None),
     ("heads_activation", "tensor"),

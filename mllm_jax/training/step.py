@@ -1,13 +1,13 @@
 """The training step and the evaluation step: pure functions of state and batch."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import linen as nn
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array
 
 from data_pipelines.batch import Batch
@@ -160,5 +160,5 @@ def compile_train_step(step: TrainStep, state_shardings: Any, batch_sharding: Na
         in_shardings=(state_shardings, batch_sharding),
         out_shardings=(state_shardings, None),
         donate_argnums=0,
-        compiler_options=compiler_options(batch_sharding.mesh),
+        compiler_options=compiler_options(cast(Mesh, batch_sharding.mesh)),
     )

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from data_pipelines.config_class import Config
 from mllm_jax.models.connectors.features import FeatureGrid
 from mllm_jax.models.layers.activations import ActivationName
+from mllm_jax.models.layers.axes import IMAGES
 from mllm_jax.models.layers.cross_attention import CrossAttention
 from mllm_jax.models.layers.feed_forward import FEED_FORWARDS, FeedForwardName
 from mllm_jax.models.layers.initializers import named
@@ -18,7 +19,7 @@ from mllm_jax.models.layers.norms import NORMS, NormName
 from mllm_jax.models.layers.projection import Projection
 from mllm_jax.models.layers.stack import StackConfig, run_stack
 
-HIDDEN_AXES = ("images", "tokens", "embed_activation")
+HIDDEN_AXES = (*IMAGES, "embed_activation")
 
 
 class MediaProjectionConfig(Config):
@@ -83,6 +84,7 @@ class PerceiverBlock(nn.Module):
             config.head_width,
             head_norm=config.head_norm,
             norm_epsilon=config.norm_epsilon,
+            batch_axes=IMAGES,
             name="attention",
             **formats,
         )
@@ -103,6 +105,7 @@ class PerceiverBlock(nn.Module):
             config.feed_forward_width or default_width,
             activation=config.activation,
             bias=False,
+            batch_axes=IMAGES,
             name="feed_forward",
             **formats,
         )
@@ -145,6 +148,7 @@ class PerceiverConnector(nn.Module):
             config.feed_forward_width,
             activation=config.activation,
             bias=False,
+            batch_axes=IMAGES,
             output_width=self.width,
             name="media_projection",
             dtype=self.dtype,

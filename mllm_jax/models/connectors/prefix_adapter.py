@@ -14,13 +14,14 @@ from pydantic import Field, model_validator
 from data_pipelines.config_class import Config
 from mllm_jax.models.connectors.features import FeatureGrid
 from mllm_jax.models.layers.attention import SelfAttention
+from mllm_jax.models.layers.axes import IMAGES
 from mllm_jax.models.layers.feed_forward import FeedForward
 from mllm_jax.models.layers.initializers import named
 from mllm_jax.models.layers.norms import layer_norm
 from mllm_jax.models.layers.projection import Projection
 from mllm_jax.models.layers.stack import StackConfig, run_stack
 
-HIDDEN_AXES = ("images", "tokens", "embed_activation")
+HIDDEN_AXES = (*IMAGES, "embed_activation")
 
 
 class VisualModuleConfig(Config):
@@ -76,7 +77,13 @@ class VisualBlock(nn.Module):
     def __call__(self, hidden: Float[Array, "B T D"], layer: Int[Array, ""]) -> tuple[Float[Array, "B T D"], None]:
         config, formats = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}
         attention = SelfAttention(
-            config.heads, config.heads, config.width // config.heads, bias=True, name="attention", **formats
+            config.heads,
+            config.heads,
+            config.width // config.heads,
+            bias=True,
+            batch_axes=IMAGES,
+            name="attention",
+            **formats,
         )
         width = config.feed_forward_width or 4 * config.width
         feed_forward = FeedForward(width, "gelu", name="feed_forward", **formats)

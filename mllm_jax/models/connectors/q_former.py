@@ -16,6 +16,7 @@ from data_pipelines.config_class import Config
 from mllm_jax.models.connectors.features import FeatureGrid
 from mllm_jax.models.layers.activations import ActivationName
 from mllm_jax.models.layers.attention import SelfAttention
+from mllm_jax.models.layers.axes import IMAGES
 from mllm_jax.models.layers.cross_attention import CrossAttention
 from mllm_jax.models.layers.feed_forward import FeedForward
 from mllm_jax.models.layers.initializers import named
@@ -24,7 +25,7 @@ from mllm_jax.models.layers.projection import Projection
 from mllm_jax.models.layers.stack import StackConfig, run_stack
 from mllm_jax.models.layers.vocabulary import PositionEmbedding, TokenEmbedding
 
-HIDDEN_AXES = ("images", "tokens", "embed_activation")
+HIDDEN_AXES = (*IMAGES, "embed_activation")
 
 
 class QFormerTextConfig(Config):
@@ -95,13 +96,13 @@ class QFormerLayer(nn.Module):
         """`hidden` is the queries, then the text, `T = Q + S`; without features the text alone."""
         config, formats = self.config, {"dtype": self.dtype, "param_dtype": self.param_dtype}
         heads = (config.heads, config.heads, config.width // config.heads)
-        attention = SelfAttention(*heads, bias=True, name="attention", **formats)
+        attention = SelfAttention(*heads, bias=True, batch_axes=IMAGES, name="attention", **formats)
         hidden = self._normed("attention_norm", hidden + attention(hidden, mask)[0])
         if features is None:
             return nn.with_logical_constraint(self._fed_forward("text_feed_forward", hidden), HIDDEN_AXES)
         queries, text = hidden[:, : config.queries], hidden[:, config.queries :]
         if self.reads_features:
-            cross_attention = CrossAttention(*heads, bias=True, name="cross_attention", **formats)
+            cross_attention = CrossAttention(*heads, bias=True, batch_axes=IMAGES, name="cross_attention", **formats)
             queries = self._normed("cross_attention_norm", queries + cross_attention(queries, features))
         hidden = self._fed_forward("feed_forward", queries)
         if config.text is not None:

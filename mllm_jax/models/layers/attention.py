@@ -10,6 +10,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int, jaxtyped
 
 from mllm_jax.models.layers.attention_kernels import XLA, AttentionConfig, attend
+from mllm_jax.models.layers.axes import ROWS, BatchAxes
 from mllm_jax.models.layers.cache import KVCache, write_layer
 from mllm_jax.models.layers.masks import PackedMask
 from mllm_jax.models.layers.media import where_image
@@ -35,6 +36,7 @@ class SelfAttention(nn.Module):
     """Norm of every query and key head before its rotation; None: no norm."""
     norm_epsilon: float = 1e-6
     kernel: AttentionConfig = XLA
+    batch_axes: BatchAxes = ROWS
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
@@ -71,9 +73,9 @@ class SelfAttention(nn.Module):
             value = where_image(at_image, self.into_heads("image_value", self.kv_heads)(hidden), value)
         query_norm, key_norm = self.norm_of_heads("query_norm"), self.norm_of_heads("key_norm")
         query, key = query_norm(query), key_norm(key)
-        query = nn.with_logical_constraint(query, ("rows", "tokens", "heads_activation", None))
-        key = nn.with_logical_constraint(key, ("rows", "tokens", "kv_heads_activation", None))
-        value = nn.with_logical_constraint(value, ("rows", "tokens", "kv_heads_activation", None))
+        query = nn.with_logical_constraint(query, (*self.batch_axes, "heads_activation", None))
+        key = nn.with_logical_constraint(key, (*self.batch_axes, "kv_heads_activation", None))
+        value = nn.with_logical_constraint(value, (*self.batch_axes, "kv_heads_activation", None))
         if angles is not None:
             query, key = rotate(query, *angles), rotate(key, *angles)
         if cache is not None:
@@ -82,7 +84,7 @@ class SelfAttention(nn.Module):
         if virtual is not None:
             key, value = virtual.before(key, value)
         query, key, value = (checkpoint_name(*each) for each in ((query, QUERY), (key, KEY), (value, VALUE)))
-        read = attend(query, key, value, mask, self.scale, self.soft_cap, self.kernel)
+        read = attend(query, key, value, mask, self.scale, self.soft_cap, self.kernel, self.batch_axes)
         if prefix is not None:
             key, value = key_norm(make_key(prefix.embeddings)), make_value(prefix.embeddings)
             read = read + prefix.gate[:, None] * attend(query, key, value, prefix.mask, self.scale, self.soft_cap)

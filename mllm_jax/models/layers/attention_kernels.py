@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float
 from pydantic import Field
 
 from data_pipelines.config_class import Config
+from mllm_jax.models.layers.axes import ROWS, BatchAxes
 from mllm_jax.models.layers.masks import PackedMask
 from mllm_jax.models.layers.saved import ATTENTION
 
@@ -103,6 +104,7 @@ def attend(
     scale: float | None = None,
     soft_cap: float | None = None,
     config: AttentionConfig = XLA,
+    batch_axes: BatchAxes = ROWS,
 ) -> Float[Array, "B T H C"]:
     """Scaled dot-product attention; softmax in float32, H a multiple of K. The one place that calls a kernel.
 
@@ -112,6 +114,7 @@ def attend(
         scale: factor of the dot products; None: 1/sqrt(C).
         soft_cap: scores are kept between this and its negative by a tanh; None: as they are.
         config: which kernel computes it.
+        batch_axes: of queries, keys and values.
     """
     if not isinstance(mask, PackedMask) and (mask is not None or query.shape[1] != key.shape[1]):
         return checkpoint_name(_attend_xla(query, key, value, mask, scale, soft_cap), ATTENTION)
@@ -120,7 +123,8 @@ def attend(
         from mllm_jax.models.layers.splash import attend_splash
 
         scaled = query * jnp.asarray(scale or 1 / math.sqrt(query.shape[-1]), query.dtype)
-        return attend_splash(scaled, key, value, mask, soft_cap, config.block_tokens, interpret=platform() != "tpu")
+        interpret = platform() != "tpu"
+        return attend_splash(scaled, key, value, mask, soft_cap, config.block_tokens, interpret, batch_axes)
     if kernel == "cudnn":
         return checkpoint_name(_attend_cudnn(query, key, value, mask, scale), ATTENTION)
     dense = None if mask is None else mask.dense()

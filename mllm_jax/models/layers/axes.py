@@ -32,3 +32,10 @@ ACTIVATION_AXES = (
 )
 """Names of activation axes. `images` is rows times image slots, flattened; `rows_of_experts` are the rows of an array
 that the experts split too."""
+
+BatchAxes = tuple[str, str | None]
+"""Logical names of the first two axes of activations: what is computed side by side, and the tokens of each."""
+
+ROWS: BatchAxes = ("rows", "tokens")
+IMAGES: BatchAxes = ("images", None)
+"""Images share no attention, so that what would split a row's tokens splits images too, and leaves each whole."""

@@ -8,6 +8,7 @@ from beartype import beartype
 from jaxtyping import Array, Bool, Float, jaxtyped
 
 from mllm_jax.models.layers.attention_kernels import attend
+from mllm_jax.models.layers.axes import ROWS, BatchAxes
 from mllm_jax.models.layers.norms import NORMS, NormName
 from mllm_jax.models.layers.projection import Projection
 
@@ -22,6 +23,7 @@ class CrossAttention(nn.Module):
     head_norm: NormName | None = None
     """Normalise every head of queries and keys."""
     norm_epsilon: float = 1e-5
+    batch_axes: BatchAxes = ROWS
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
@@ -50,9 +52,9 @@ class CrossAttention(nn.Module):
         value = self.project("value", self.kv_heads, "kv_heads")(context)
         query = self._normed("query_norm", query)
         key = self._normed("key_norm", key)
-        query = nn.with_logical_constraint(query, ("rows", "tokens", "heads_activation", None))
-        key = nn.with_logical_constraint(key, ("rows", "tokens", "kv_heads_activation", None))
-        value = nn.with_logical_constraint(value, ("rows", "tokens", "kv_heads_activation", None))
+        query = nn.with_logical_constraint(query, (*self.batch_axes, "heads_activation", None))
+        key = nn.with_logical_constraint(key, (*self.batch_axes, "kv_heads_activation", None))
+        value = nn.with_logical_constraint(value, (*self.batch_axes, "kv_heads_activation", None))
         output = Projection(
             shape=(hidden.shape[-1],),
             input_axes=("heads", "head_width"),

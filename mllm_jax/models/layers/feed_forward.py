@@ -8,10 +8,9 @@ from beartype import beartype
 from jaxtyping import Array, Float, jaxtyped
 
 from mllm_jax.models.layers.activations import ACTIVATIONS, ActivationName
+from mllm_jax.models.layers.axes import ROWS, BatchAxes
 from mllm_jax.models.layers.materialised import materialised
 from mllm_jax.models.layers.projection import Projection
-
-HIDDEN_AXES = ("rows", "tokens", "feed_forward_activation")
 
 
 class FeedForward(nn.Module):
@@ -22,6 +21,7 @@ class FeedForward(nn.Module):
     bias: bool = True
     output_width: int | None = None
     """None: as wide as what comes in."""
+    batch_axes: BatchAxes = ROWS
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
@@ -43,6 +43,7 @@ class GatedFeedForward(nn.Module):
     activation: ActivationName = "silu"
     output_width: int | None = None
     """None: as wide as what comes in."""
+    batch_axes: BatchAxes = ROWS
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
@@ -55,7 +56,9 @@ class GatedFeedForward(nn.Module):
         width = self.output_width or hidden.shape[-1]
         down = Projection((width,), ("feed_forward",), ("embed",), name="down", **formats)
         gated, raised = materialised(gate(hidden)), materialised(up(hidden))
-        inner = nn.with_logical_constraint(ACTIVATIONS[self.activation](gated) * raised, HIDDEN_AXES)
+        inner = nn.with_logical_constraint(
+            ACTIVATIONS[self.activation](gated) * raised, (*self.batch_axes, "feed_forward_activation")
+        )
         return down(inner)
 
 

@@ -18,6 +18,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask_info
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from mllm_jax.models.layers.axes import ROWS, BatchAxes
 from mllm_jax.models.layers.masks import PackedMask
 from mllm_jax.models.layers.saved import ATTENTION
 
@@ -52,17 +53,18 @@ class Operands(NamedTuple):
     """i32[]; of a mask that has windows."""
 
 
-AXES = Operands(
-    query=("rows", "heads_activation", "tokens", None),
-    key=("rows", "kv_heads_activation", None, None),
-    value=("rows", "kv_heads_activation", None, None),
-    query_segments=("rows", "tokens"),
-    key_segments=("rows", None),
-    seen=("rows", "tokens"),
-    places=("tokens",),
-    window=(),
-)
-"""Logical names of the operands' axes: every device attends for its own rows, heads and queries."""
+def _axes(rows: str, tokens: str | None) -> Operands:
+    """Logical names of the operands' axes: every device attends for its own rows, heads and queries."""
+    return Operands(
+        query=(rows, "heads_activation", tokens, None),
+        key=(rows, "kv_heads_activation", None, None),
+        value=(rows, "kv_heads_activation", None, None),
+        query_segments=(rows, tokens),
+        key_segments=(rows, None),
+        seen=(rows, tokens),
+        places=(tokens,),
+        window=(),
+    )
 
 
 class Plan(NamedTuple):
@@ -86,6 +88,7 @@ def attend_splash(
     soft_cap: float | None,
     block_tokens: int,
     interpret: bool,
+    batch_axes: BatchAxes = ROWS,
 ) -> Float[Array, "B T H C"]:
     """Attention of queries that are scaled already.
 
@@ -95,19 +98,20 @@ def attend_splash(
         soft_cap: of the scores.
         block_tokens: about as many tokens are a block.
         interpret: compute without a TPU.
+        batch_axes: of queries, keys and values.
 
     Raises:
         ValueError: windows in rows so long that two places do not fit into one number.
     """
     mesh = jax.sharding.get_abstract_mesh()
     tokens = query.shape[1]
-    ways = 1 if mesh.empty else _ways(mesh, _mesh_axes(("tokens",))[0])
+    ways = 1 if mesh.empty else _ways(mesh, _mesh_axes(batch_axes[1:])[0])
     block, padded = block_layout(-(-tokens // ways), block_tokens)
     operands = _operands(query, key, value, mask, padded * ways)
     plan = Plan(block, ways > 1, mask is None or mask.blocks is not None, soft_cap, interpret)
     attend: Callable[[Operands], Array] = partial(_attend_shard, plan)
     if not mesh.empty:
-        specs = Operands(*(_spec(mesh, *each) for each in zip(AXES, operands, strict=True)))
+        specs = Operands(*(_spec(mesh, *each) for each in zip(_axes(*batch_axes), operands, strict=True)))
         attend = jax.shard_map(attend, mesh=mesh, in_specs=(specs,), out_specs=specs.query, check_vma=False)
     return jnp.swapaxes(attend(operands)[:, :, :tokens], 1, 2)
 
@@ -169,16 +173,24 @@ def _mesh_axes(names: tuple[str | None, ...]) -> tuple[Any, ...]:
 
 def _ways(mesh: Any, axes: Any) -> int:
     """Into how many parts mesh axes split."""
-    named = () if axes is None else (axes,) if isinstance(axes, str) else axes
-    return int(np.prod([mesh.shape[axis] for axis in named], dtype=int))
+    return int(np.prod([mesh.shape[axis] for axis in _named(axes)], dtype=int))
+
+
+def _named(axes: Any) -> tuple[str, ...]:
+    return () if axes is None else (axes,) if isinstance(axes, str) else axes
 
 
 def _spec(mesh: Any, names: tuple[str | None, ...], array: Array | None) -> PartitionSpec | None:
-    """How an array is split by the names of its axes; an axis that does not divide (one row of a prompt) is whole."""
+    """How an array is split by the names of its axes; each by as many of its mesh axes as divide it (few images, one
+    row of a prompt)."""
     if array is None:
         return None
+
+    def dividing(axes: tuple[str, ...], length: int) -> tuple[str, ...]:
+        return axes if length % _ways(mesh, axes) == 0 else dividing(axes[:-1], length)
+
     lengths = zip(_mesh_axes(names), array.shape, strict=True)
-    return PartitionSpec(*(each if length % _ways(mesh, each) == 0 else None for each, length in lengths))
+    return PartitionSpec(*(dividing(_named(axes), length) or None for axes, length in lengths))
 
 
 def _attend_shard(plan: Plan, given: Operands) -> Float[Array, "B H T C"]:
