@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -45,6 +46,18 @@ def float_kernel(variables: Mapping[str, Array], dtype: Any) -> Float[Array, "..
     return variables["kernel"].astype(dtype)
 
 
+def placed(kernel: Float[Array, "..."], axes: AxisNames) -> Float[Array, "..."]:
+    """A kernel in the compute format, still where it lies on a mesh, by the logical names of its axes.
+
+    So it is rounded before devices exchange it, and its gradient is summed in that format too, of which each device
+    gets its own part.
+    """
+    # On one device it would only keep the compiler from reading the kernel in its place.
+    if jax.sharding.get_abstract_mesh().size <= 1:
+        return kernel
+    return nn.with_logical_constraint(kernel, axes)
+
+
 class Projection(nn.Module):
     """`inputs @ kernel + bias`, contracting the last `len(input_axes)` axes of the inputs.
 
@@ -77,9 +90,7 @@ class Projection(nn.Module):
         }
         if self.has_variable("params", SCALE):
             given[SCALE] = self.get_variable("params", SCALE)
-        # Where the kernel lies, it is rounded to the compute format before devices exchange it; the same holds for its
-        # gradient, which each device then gets its own part of.
-        kernel = nn.with_logical_constraint(float_kernel(given, self.dtype), (*self.input_axes, *self.output_axes))
+        kernel = placed(float_kernel(given, self.dtype), (*self.input_axes, *self.output_axes))
         outputs = jnp.tensordot(inputs.astype(self.dtype), kernel, axes=contracted)
         if self.bias:
             zeros = named(nn.initializers.zeros, *self.output_axes)

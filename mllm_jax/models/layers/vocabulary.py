@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int
 
 from mllm_jax.models.layers.initializers import named
+from mllm_jax.models.layers.projection import placed
 
 LOGIT_AXES = ("rows", "tokens", "vocabulary_activation")
 EMBEDDING_AXES, OUTPUT_AXES = ("vocabulary", "embed"), ("embed", "vocabulary")
@@ -18,7 +19,7 @@ def _logits(
     hidden: Float[Array, "B T D"], kernel: Float[Array, "..."], axes: tuple[str, str], dtype: Any
 ) -> Float32[Array, "B T V"]:
     contracted = (((2,), (axes.index("embed"),)), ((), ()))
-    operands = hidden.astype(dtype), nn.with_logical_constraint(kernel.astype(dtype), axes)
+    operands = hidden.astype(dtype), placed(kernel.astype(dtype), axes)
     logits = jax.lax.dot_general(*operands, contracted, preferred_element_type=jnp.float32)
     return nn.with_logical_constraint(logits, LOGIT_AXES)
 
