@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from mllm_jax.verbs.data import add_data_verb
 from mllm_jax.verbs.models import add_model_verbs
+from mllm_jax.verbs.plan import add_plan_verb
 from mllm_jax.verbs.run import add_run_verbs
 from mllm_jax.verbs.scoring import add_scoring_verbs
 from mllm_jax.verbs.tokenizer import add_tokenizer_verb
@@ -43,6 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--traceback", action="store_true", help="show where an error was raised")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     add_run_verbs(verbs)
+    add_plan_verb(verbs)
     add_scoring_verbs(verbs)
     add_model_verbs(verbs)
     add_tokenizer_verb(verbs)

@@ -21,6 +21,7 @@ from data_pipelines.transforms.template_check import check_template
 from data_pipelines.transforms.templates import TEMPLATES, ChatTemplate
 from data_pipelines.transforms.tile_marks import marked, tile_tokens
 from data_pipelines.transforms.tiles import TiledImages
+from mllm_jax.batch_form import batch_form
 from mllm_jax.config import RunConfig
 from mllm_jax.interop.connector_weights import check_connector_weights
 from mllm_jax.interop.hub import local_folder
@@ -33,7 +34,6 @@ from mllm_jax.models.multimodal import MultimodalConfig, slot_features, tile_fea
 from mllm_jax.pair_stages import caption_encoders
 from mllm_jax.run_file import RunFileError
 from mllm_jax.training.ingredients import FeedRequest
-from mllm_jax.training.objectives.preference import PreferenceConfig
 from mllm_jax.training.stages import StageConfig
 
 
@@ -53,7 +53,7 @@ class DataSide:
     def preparation(self, stage: StageConfig, storage: Storage) -> Preparation:
         """How a stage makes tokens and pixels of a record; `storage` reads the headers of tiled images."""
         if stage.name in self.captions:
-            return _prepared_pairs(self.config.model, self.captions[stage.name])
+            return _prepared_pairs(self.config.model, self.model, stage, self.captions[stage.name])
         return _prepared_conversations(self.config.model, self.model, self.tokenizer, self.instructions, stage, storage)
 
     def open_feed(self, request: FeedRequest, preparation: Preparation | None = None) -> Loader:
@@ -137,14 +137,16 @@ def _augment(choice: ModelChoice, augmentation: AugmentationConfig) -> Callable[
     return augment
 
 
-def _prepared_pairs(choice: ModelChoice, encode: CaptionEncoder) -> Preparation:
+def _prepared_pairs(
+    choice: ModelChoice, model: MultimodalConfig, stage: StageConfig, encode: CaptionEncoder
+) -> Preparation:
     """Images beside their texts; no template and no decoder has a part in it."""
     transform = ImageTransformConfig.model_validate(choice.image_transform)
     return Preparation(
         render=lambda record: render_pair(record, encode),
         decode=lambda data: decode_image(data, transform),
         image_tokens=0,
-        image_size=transform.size,
+        **batch_form(model, stage)._asdict(),
     )
 
 
@@ -166,15 +168,12 @@ def _prepared_conversations(
     def conversation(record: Record) -> RenderedRecord:
         return instructed(render(record, template, tokenizer, laid_out), record, instructions)
 
-    compared = isinstance(stage.objective, PreferenceConfig)
-    scored = isinstance(stage.objective, PreferenceConfig) and stage.objective.reference == "cached"
+    form = batch_form(model, stage)
+    compare = partial(render_preference, render=conversation, scored=form.references)
     return Preparation(
-        render=partial(render_preference, render=conversation, scored=scored) if compared else conversation,
+        render=compare if form.preferences else conversation,
         decode=lambda data: decode_image(data, transform),
         image_tokens=tokens,
-        image_size=transform.size,
         tiled=tiled,
-        instruction_tokens=instructions.length if instructions else 0,
-        preferences=compared,
-        references=scored,
+        **form._asdict(),
     )

@@ -60,14 +60,26 @@ def step_cost(
         trainable: paths of those that train.
         again: parts that are run forward once more.
     """
+    parts = step_cost_by_part(config, parameters, trainable, again).values()
+    return StepCost(*(sum(costs) for costs in zip(*parts, strict=True)))
+
+
+def step_cost_by_part(
+    config: MultimodalConfig,
+    parameters: ParameterTree,
+    trainable: Collection[str],
+    again: Collection[str] = (),
+) -> dict[str, StepCost]:
+    """`step_cost` of the vision encoder, the connector, the decoder, and its head (hidden states to logits)."""
     encoder, decoder = config.encoder, config.decoder
     shares = {part: _trained_share(parameters, part, trainable) for part in ("encoder", "connector", "decoder")}
     passes = _passes(shares)
     encoder_products, encoder_attention = _encoder_cost(encoder, parameters["encoder"])
     connector_products = slot_features(config) * _weights(parameters["connector"])
-    decoder_products = _weights(parameters["decoder"])
+    head = _weights({name: tree for name, tree in parameters["decoder"].items() if name == "output"})
+    decoder_products = _weights(parameters["decoder"]) - head
     if decoder.tied_embeddings:
-        decoder_products += decoder.vocab_size * decoder.width
+        head += decoder.vocab_size * decoder.width
     if decoder.experts is not None:
         idle = decoder.experts.count - decoder.experts.chosen
         decoder_products -= decoder.layers * idle * 3 * decoder.width * decoder.experts.width
@@ -76,16 +88,14 @@ def step_cost(
     for part in again:
         passes[part] += 1
         attention_passes[part] += 1
-    return StepCost(
-        per_token=2 * decoder_products * passes["decoder"],
-        per_image=2
-        * (
-            encoder_products * passes["encoder"]
-            + encoder_attention * attention_passes["encoder"]
-            + connector_products * passes["connector"]
-        ),
-        per_attended=2 * 2 * decoder.heads * decoder.head_width * decoder.layers * attention_passes["decoder"],
-    )
+    vision = encoder_products * passes["encoder"] + encoder_attention * attention_passes["encoder"]
+    attended = 2 * decoder.heads * decoder.head_width * decoder.layers * attention_passes["decoder"]
+    return {
+        "vision": StepCost(0.0, 2 * vision, 0.0),
+        "connector": StepCost(0.0, 2 * connector_products * passes["connector"], 0.0),
+        "decoder": StepCost(2 * decoder_products * passes["decoder"], 0.0, 2 * attended),
+        "head": StepCost(2 * head * passes["decoder"], 0.0, 0.0),
+    }
 
 
 def _encoder_cost(config: EncoderConfig, parameters: ParameterTree) -> tuple[float, float]:

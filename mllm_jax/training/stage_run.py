@@ -63,7 +63,7 @@ def train_stage(stage: Stage, earlier: Sequence[Stage], run: Run, stop: StopRequ
         feed = exits.enter_context(contextlib.closing(run.ingredients.open_feed(request)))
         parts = LoopParts(
             rhythm=_rhythm(stage, run),
-            train_step=_compiled_step(stage, run),
+            train_step=compiled_step(stage, run),
             validate=_validation(stage, run),
             feed=feed,
             check_quota=partial(_check_quota, feed),
@@ -205,7 +205,8 @@ def _rhythm(stage: Stage, run: Run) -> Rhythm:
     )
 
 
-def _compiled_step(stage: Stage, run: Run) -> Any:
+def compiled_step(stage: Stage, run: Run) -> Any:
+    """The training step of a stage under jit: what a run runs and a plan compiles."""
     config = stage.config
     options = StepOptions(config.accumulate, config.average, seed=run.ingredients.seed)
     step = make_train_step(stage.objective, stage.optimizer, stage.rates, options)
