@@ -80,7 +80,7 @@ class Instruction:
 
     def attribute(self, key: str) -> str | None:
         """The value of an attribute of digits, letters and commas, without the braces around it."""
-        found = re.search(rf"\b{key}=\{{?([\w,.\-:]*)", self.attributes)
+        found = re.search(rf"\b{key}=\{{?([\w.\-:]*(?:,[\w.\-:]+)*)", self.attributes)
         return None if found is None else found.group(1)
 
     @property
@@ -144,6 +144,8 @@ _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{\s*$")
 _BEGINNING = re.compile(r"^\s*(ROOT )?%?([\w.\-]+) = ")
 _OPCODE = re.compile(r"\s*([\w\-]+)\(")
 _ARRAY = re.compile(r"([a-z][a-z0-9]*)\[([\d,<=]*)\](?:\{([^}]*)\})?")
+_WITHOUT_OPERANDS = ("constant", "parameter")
+_OPERAND = re.compile(r"%?([A-Za-z_][\w.\-]*)(?=\s*(?:,|$))")
 _MEMORY = re.compile(r"S\((\d+)\)")
 
 
@@ -161,7 +163,7 @@ def _instruction(line: str) -> Instruction:
         name=beginning.group(2),
         opcode=opcode.group(1),
         shape=shape,
-        operands=tuple(re.findall(r"%([\w.\-]+)", inside)),
+        operands=() if opcode.group(1) in _WITHOUT_OPERANDS else tuple(_OPERAND.findall(inside)),
         literal=inside,
         attributes=line[closing + 1 :],
         is_root=beginning.group(1) is not None,

@@ -3,7 +3,7 @@
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -25,16 +25,20 @@ class MemoryUse:
     """What the step is given, by what it is: parameters that train or not by part, optimizer, batch."""
     arguments: float
     """All that it is given, as the compiler lays it out."""
-    temporaries: float
     outputs: float
     """That take the place of no argument."""
     code: float
+    peak: float
+    """At the worst moment, as the compiler counts and checks it."""
+    allocated: float
+    """Of temporaries, those that live at different moments and find no common place too."""
     capacity: float | None
     """None: not known."""
 
     @property
-    def peak(self) -> float:
-        return self.arguments + self.temporaries + self.outputs + self.code
+    def temporaries(self) -> float:
+        """At the worst moment."""
+        return max(0.0, self.peak - self.arguments - self.outputs)
 
     @property
     def fits(self) -> bool:
@@ -57,14 +61,20 @@ def _shard_bytes(leaf: Any) -> float:
 
 
 def memory_use(compiled: Any, state: Mapping[str, float], capacity: float | None) -> MemoryUse:
-    """Of a compiled step."""
+    """Of a compiled step.
+
+    Where the capacity is not known the machine is a CPU, whose compiler leaves temporaries out of its peak.
+    """
     found = compiled.memory_analysis()
+    outputs = found.output_size_in_bytes - found.alias_size_in_bytes
+    together = found.argument_size_in_bytes + outputs + found.temp_size_in_bytes
     return MemoryUse(
         state=state,
         arguments=found.argument_size_in_bytes,
-        temporaries=found.temp_size_in_bytes,
-        outputs=found.output_size_in_bytes - found.alias_size_in_bytes,
+        outputs=outputs,
         code=found.generated_code_size_in_bytes,
+        peak=together if capacity is None else found.peak_memory_in_bytes,
+        allocated=found.temp_size_in_bytes,
         capacity=capacity,
     )
 
@@ -140,32 +150,27 @@ def _bytes(amount: str, unit: str) -> float:
 
 
 _TENSOR = re.compile(r"tensor<((?:\d+x)+)(f\d+|bf16|i\d+|ui\d+|f8\w+)>")
-_ELEMENT_BITS = re.compile(r"\d+")
 
 
-def kept_between_passes(text: str, rows: int, ways: int, count: int = 6) -> list[Buffer]:
-    """The largest arrays that the loops of a program carry, from its text before it is partitioned (StableHLO).
+def kept_between_passes(text: str, rows: Collection[int], ways: int, count: int = 8) -> list[Buffer]:
+    """The largest arrays of rows that the loops of a program carry, from its text before it is partitioned (StableHLO).
 
     What a scanned stack keeps of every layer for its backward pass is among them, and is most of what a step holds.
 
     Args:
         text: `lowered.as_text()`.
-        rows: of the global batch.
-        ways: into how many parts the rows are split; arrays with an axis of as many rows are split so.
+        rows: lengths of axes that hold rows: of the global batch, of a part of it, or of the images of either.
+        ways: into how many parts the rows are split.
         count: of arrays.
     """
-    found: Counter[tuple[float, str]] = Counter()
+    found: set[tuple[float, str]] = set()
     for line in text.splitlines():
         if "stablehlo.while" not in line:
             continue
-        carried: Counter[str] = Counter(match.group(0) for match in _TENSOR.finditer(line.partition(" : ")[2] or line))
-        for shape, times in carried.items():
-            match = _TENSOR.fullmatch(shape)
-            assert match is not None
-            lengths = [int(each) for each in match.group(1).split("x") if each]
-            bits = _ELEMENT_BITS.search(match.group(2))
-            assert bits is not None
-            size = math.prod(lengths) * int(bits.group()) / 8 * times
-            found[size / (ways if rows in lengths else 1), f"{times} x {match.group(2)}{lengths}"] += 1
-    largest = sorted(found, reverse=True)[:count]
-    return [Buffer(size, shape, "carried by a loop") for size, shape in largest]
+        for shape, times in Counter(match.groups() for match in _TENSOR.finditer(line.partition(" : ")[2])).items():
+            lengths = [int(each) for each in shape[0].split("x") if each]
+            bits = re.search(r"\d+", shape[1])
+            if bits is not None and set(rows) & set(lengths):
+                size = math.prod(lengths) * int(bits.group()) / 8 / ways
+                found.add((size * times, f"{times} x {shape[1]}{lengths}"))
+    return [Buffer(size, shape, "kept from the forward to the backward pass") for size, shape in sorted(found)[-count:]]

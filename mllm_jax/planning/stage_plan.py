@@ -148,9 +148,14 @@ def _compiled(planned: PlannedRun, stage: Stage, batch: Any) -> tuple[Any, OutOf
             if failure is None:
                 raise
             if not failure.buffers:
-                kept = kept_between_passes(lowered.as_text(), stage.config.rows, row_ways(planned.run.mesh))
-                failure = failure._replace(buffers=tuple(kept))
+                kept = kept_between_passes(lowered.as_text(), _row_counts(stage.config), row_ways(planned.run.mesh))
+                failure = failure._replace(buffers=tuple(sorted(kept, reverse=True)))
             return None, failure, time.monotonic() - began
+
+
+def _row_counts(stage: StageConfig) -> set[int]:
+    rows = {stage.rows, stage.rows // stage.accumulate}
+    return rows | {count * stage.images_per_row for count in rows if stage.images_per_row}
 
 
 def _model_flops(planned: PlannedRun, stage: Stage) -> dict[str, float] | None:

@@ -2,6 +2,7 @@
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from mllm_jax.planning.memory import OutOfMemory
 from mllm_jax.planning.operations import PARTS
@@ -40,8 +41,8 @@ def _title(plan: StagePlan) -> str:
 
 
 def _show_failure(plan: StagePlan, failure: OutOfMemory, console: Console) -> None:
-    needed = "" if failure.needed is None else f": it needs {size(int(failure.needed))} of temporaries"
-    there = "" if failure.available is None else f", and a device has {size(int(failure.available))}"
+    needed = "" if failure.needed is None else f": a device needs {size(int(failure.needed))}"
+    there = "" if failure.available is None else f", and has {size(int(failure.available))}"
     console.print(f"DOES NOT FIT{needed}{there}", style="bold red", highlight=False)
     table = _table("what holds the memory of a device, largest first", "where from", "array", "memory")
     for buffer in failure.buffers[:8]:
@@ -50,7 +51,8 @@ def _show_failure(plan: StagePlan, failure: OutOfMemory, console: Console) -> No
 
 
 def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left")
+    # A title in the table would be broken where the table ends.
+    table = Table(title=Text(title, style="italic", no_wrap=True, overflow="ignore"), title_justify="left")
     for place, name in enumerate(columns):
         table.add_column(name, justify="right" if place and name != "array" else "left")
     return table
@@ -69,12 +71,11 @@ def _memory_table(plan: StagePlan) -> Table:
         if chip is not None:
             table.add_row("usable", size(chip.memory_bytes))
         return table
-    table.add_row("padding of these", size(int(memory.arguments - sum(plan.state.values()))))
-    table.add_row("temporaries", size(int(memory.temporaries)))
+    table.add_row("padding of these", size(max(0, int(memory.arguments - sum(plan.state.values())))))
+    table.add_row("temporaries then", size(int(memory.temporaries)))
     table.add_row("outputs in places of their own", size(int(memory.outputs)))
-    table.add_row("program", size(int(memory.code)))
     table.add_section()
-    table.add_row("peak", size(int(memory.peak)))
+    table.add_row("at the worst moment", size(int(memory.peak)))
     if memory.capacity is not None:
         share = f"{memory.peak / memory.capacity:.0%}"
         table.add_row("usable", f"{size(int(memory.capacity))}: {share}, {'fits' if memory.fits else 'DOES NOT FIT'}")
@@ -171,6 +172,12 @@ def warnings(plan: StagePlan) -> list[str]:
         f"{each.path} {each.shape} is whole on every device: {size(each.bytes)}; split one of its axes"
         for each in plan.replicated
     ]
+    memory = plan.memory
+    if memory is not None and memory.tight:
+        found.append(
+            f"all temporaries, those that never live together too, are {size(int(memory.allocated))}: with the arguments "
+            "that is more than a device has, and it fits only as far as they find common places"
+        )
     if plan.cost is not None:
         found += [
             f"only the data say how often this loop runs; counted once: {name}" for name in plan.cost.unknown_loops

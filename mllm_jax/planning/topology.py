@@ -1,5 +1,6 @@
 """The machine that a plan is for, by its name on the command line."""
 
+import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -122,4 +123,6 @@ def simulate_devices(topology: Topology) -> None:
     """Lets this process run JAX on a CPU with enough simulated devices; called before anything uses JAX."""
     jax.config.update("jax_platforms", "cpu")
     if topology.chip is None:
-        jax.config.update("jax_num_cpu_devices", topology.size)
+        # Once JAX has begun, it has as many as it began with; `devices_of` counts them.
+        with contextlib.suppress(RuntimeError):
+            jax.config.update("jax_num_cpu_devices", topology.size)
