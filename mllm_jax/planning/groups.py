@@ -14,7 +14,7 @@ Groups = Int[np.ndarray, "groups devices"]
 _LISTED = re.compile(r"replica_groups=\{(\{[\d,{} ]*\})\}")
 _IOTA = re.compile(r"replica_groups=(\[[\d,]+\]<=\[[\d,]+\](?:T\([\d,]+\))?)")
 _OF_A_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\](?:, *device_ids=\(([^)]*(?:\([\d,]*\))?)\))? *\{([^}]*)\}")
-_ARRANGEMENT = re.compile(r"\[([\d,]+)\](?:<=\[([\d,]+)\](?:T\(([\d,]*)\))?)?")
+_ARRANGEMENT = re.compile(r"\[([\d,]+)\](?:<=\[([\d,]+)\])?(?:T\(([\d,]*)\))?")
 _PAIRS = re.compile(r"source_target_pairs=\{([\d,{} ]*)\}")
 
 
@@ -22,7 +22,8 @@ def replica_groups(instruction: Instruction, devices: int) -> Groups:
     """The groups of a collective, in each of the forms that XLA writes them in.
 
     They are lists (`{{0,1},{2,3}}`), an arrangement of all numbers (`[2,2]<=[4]`, `[2,2]<=[2,2]T(1,0)`), or axes of a
-    mesh of its own (`mesh['a'=2,'b'=2] {'b'}`, of which `'b':(1)4` is a part of an axis). None written means all.
+    mesh of its own (`mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'b'}`, of which `'b':(1)4` is a part of an axis).
+    None written means all.
     """
     text = instruction.attributes
     if (listed := _LISTED.search(text)) is not None:
@@ -48,11 +49,12 @@ def _numbers(text: str | None) -> list[int]:
 
 def _arranged(text: str) -> np.ndarray:
     found = _ARRANGEMENT.search(text)
-    assert found is not None, text
+    if found is None:
+        return np.array(_numbers(text))
     shape, lengths, order = (_numbers(part) for part in found.groups())
-    if not lengths:
-        return np.arange(int(np.prod(shape))).reshape(shape)
-    return np.arange(int(np.prod(lengths))).reshape(lengths).transpose(order or None).reshape(shape)
+    lengths = lengths or shape
+    turned = np.arange(int(np.prod(lengths))).reshape(lengths).transpose(order or range(len(lengths)))
+    return turned.reshape(shape) if found.group(2) else turned
 
 
 def _along_axes(mesh: str, device_ids: str | None, chosen: str) -> Groups:

@@ -28,6 +28,8 @@ ALONG_FSDP = [[8 * data + tensor + 2 * step for step in range(4)] for data in ra
         ("mesh['a'=16] {'a':(1)2}", [[each, each + 8] for each in range(8)], "data"),
         ("mesh['a'=16] {'a':(8)2}", ALONG_TENSOR, "tensor"),
         ("mesh['a'=2,'b'=8], device_ids=([4,4]<=[16]) {'b'}", [list(range(8)), list(range(8, 16))], "fsdp+tensor"),
+        ("mesh['a'=4,'b'=4], device_ids=([2,4,2]T(1,0,2)) {'a'}", np.array(ALONG_FSDP), "fsdp"),
+        ("mesh['a'=2,'b'=2], device_ids=(0,2,1,3) {'b'}", [[0, 2], [1, 3]], "fsdp/2"),
         ("{{0,2},{4,6}}", [[0, 2], [4, 6]], "fsdp/2"),
     ],
 )
