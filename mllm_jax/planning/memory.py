@@ -41,6 +41,11 @@ class MemoryUse:
         return max(0.0, self.peak - self.arguments - self.outputs)
 
     @property
+    def tight(self) -> bool:
+        """Whether it fits only because temporaries share places."""
+        return self.capacity is not None and self.arguments + self.allocated > self.capacity >= self.peak
+
+    @property
     def fits(self) -> bool:
         return self.capacity is None or self.peak <= self.capacity
 

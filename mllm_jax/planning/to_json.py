@@ -49,7 +49,7 @@ def plan_json(plan: StagePlan) -> dict[str, Any]:
 
 
 def _memory(memory: Any) -> dict[str, Any]:
-    names = ("arguments", "temporaries", "outputs", "code", "peak", "capacity")
+    names = ("arguments", "temporaries", "outputs", "code", "peak", "allocated", "capacity")
     return {name: getattr(memory, name) for name in names}
 
 

@@ -106,7 +106,7 @@ def _tpu_devices(topology: Topology) -> list[Any]:
     from jax.experimental import topologies
 
     prepare_environment()
-    single = {"chips_per_host_bounds": [1] * len(topology.shape)} if topology.size == 1 else {}
+    single = {"chips_per_host_bounds": [1, 1, 1]} if topology.size == 1 else {}
     try:
         found = topologies.get_topology_desc(platform="tpu", topology_name=topology.name, **single)
     except (RuntimeError, ImportError) as error:

@@ -150,7 +150,9 @@ def test_the_bytes_of_a_sum_over_an_axis_of_the_mesh_compiled_here(axis):
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2), jax.devices()[:8])
     split = NamedSharding(mesh, PartitionSpec(axis))
     x = jax.ShapeDtypeStruct((64, 48), jnp.float32, sharding=split)
-    total = jax.shard_map(partial(jax.lax.psum, axis_name=axis), mesh=mesh, in_specs=split.spec, out_specs=PartitionSpec())
+    total = jax.shard_map(
+        partial(jax.lax.psum, axis_name=axis), mesh=mesh, in_specs=split.spec, out_specs=PartitionSpec()
+    )
     cost = compiled_cost(total, x, mesh=mesh)
     assert {key: (use.count, use.bytes) for key, use in cost.collectives.items()} == {
         ("all-reduce", axis): (1, 32 * 48 * 4)

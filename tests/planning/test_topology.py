@@ -7,7 +7,14 @@ from mllm_jax.planning.topology import TopologyError, parse_topology
 
 @pytest.mark.parametrize(
     ("name", "size", "hosts"),
-    [("v5e:16x16", 256, 64), ("v5e:1x1", 1, 1), ("v5p:4x4x4", 64, 16), ("V6e:4x2", 8, 2), ("h100:16", 16, 2), ("cpu", 1, 1)],
+    [
+        ("v5e:16x16", 256, 64),
+        ("v5e:1x1", 1, 1),
+        ("v5p:4x4x4", 64, 16),
+        ("V6e:4x2", 8, 2),
+        ("h100:16", 16, 2),
+        ("cpu", 1, 1),
+    ],
 )
 def test_machines(name, size, hosts):
     topology = parse_topology(name)
