@@ -13,7 +13,7 @@ from mllm_jax.training.summary import size
 
 def show_plan(plan: StagePlan, options: PlanOptions, console: Console) -> None:
     """Prints every table of one stage."""
-    console.print(_title(plan), style="bold", highlight=False, soft_wrap=True)
+    console.print(plan_title(plan), style="bold", highlight=False, soft_wrap=True)
     if plan.failure is not None:
         _show_failure(plan, plan.failure, console)
     console.print(_memory_table(plan))
@@ -29,7 +29,8 @@ def show_plan(plan: StagePlan, options: PlanOptions, console: Console) -> None:
     console.print()
 
 
-def _title(plan: StagePlan) -> str:
+def plan_title(plan: StagePlan) -> str:
+    """What a stage does, and where."""
     stage, topology = plan.stage, plan.topology
     mesh = " x ".join(f"{axis} {length}" for axis, length in plan.mesh.items() if length > 1) or "one device"
     parts = f", accumulated in {stage.accumulate} parts" if stage.accumulate > 1 else ""
@@ -175,8 +176,8 @@ def warnings(plan: StagePlan) -> list[str]:
     memory = plan.memory
     if memory is not None and memory.tight:
         found.append(
-            f"all temporaries, those that never live together too, are {size(int(memory.allocated))}: with the arguments "
-            "that is more than a device has, and it fits only as far as they find common places"
+            f"all temporaries, those that never live together too, are {size(int(memory.allocated))}: with the "
+            "arguments that is more than a device has, and it fits only as far as they find common places"
         )
     if plan.cost is not None:
         found += [

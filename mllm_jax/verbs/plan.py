@@ -22,6 +22,23 @@ def add_plan_verb(verbs) -> None:
     plan.add_argument(
         "--mfu", type=float, default=0.4, help="assumed of GPUs, for which nothing compiles here (default: %(default)s)"
     )
+    plan.add_argument(
+        "--sweep",
+        action="append",
+        default=[],
+        metavar="KEY=V1,V2",
+        help="a line for each value of a key of the run file, or of its stages (rows=256,512); may be given again",
+    )
+    plan.add_argument(
+        "--search",
+        metavar="BEST.yaml",
+        help="try meshes, accumulation and recomputing for --stage (default: the last), and write the fastest that "
+        "fits as a run file that extends this one",
+    )
+    plan.add_argument(
+        "--compiles", type=int, default=12, metavar="N", help="that a search may take at most (default: %(default)s)"
+    )
+    plan.add_argument("--html", metavar="PAGE.html", help="also write a page with a bar for each term")
     plan.add_argument("--json", action="store_true", help="print one line of JSON in the place of tables")
 
 
@@ -29,11 +46,18 @@ def _plan(options: argparse.Namespace) -> int:
     from mllm_jax.planning.without_a_tpu import prepare_environment
 
     prepare_environment()
-    from mllm_jax.planning.command import show_plans
+    from mllm_jax.planning.command import Asked, show_plans, show_search, show_sweep
     from mllm_jax.planning.stage_plan import PlanOptions
     from mllm_jax.planning.topology import parse_topology, simulate_devices
 
     topology = parse_topology(options.topology)
     simulate_devices(topology)
     wanted = PlanOptions(options.price_per_chip_hour, options.samples_per_row, options.mfu)
-    return show_plans(options.run_file, options.overrides, topology, options.stage, wanted, as_json=options.json)
+    asked = Asked(
+        *(options.run_file, options.overrides, topology, options.stage, wanted), as_json=options.json, page=options.html
+    )
+    if ((options.sweep or options.html) and options.search) or (options.sweep and options.html):
+        raise ValueError("give one of --sweep, --search and --html")
+    if options.search:
+        return show_search(asked, options.compiles, options.search)
+    return show_sweep(asked, options.sweep) if options.sweep else show_plans(asked)

@@ -1,0 +1,32 @@
+"""What sweeps and searches show in the terminal."""
+
+from collections.abc import Sequence
+
+from rich.table import Table
+
+from mllm_jax.planning.sweep import Attempt
+from mllm_jax.training.summary import size
+
+
+def attempts_table(title: str, attempts: Sequence[Attempt], marked: Sequence[Attempt] = ()) -> Table:
+    """One line an attempt and stage; those that are marked begin with a star."""
+    table = Table(title=title, title_justify="left")
+    for name in ("", "changed", "stage"):
+        table.add_column(name)
+    for name in ("memory", "ms a step", "MFU", "tokens a day"):
+        table.add_column(name, justify="right")
+    for each in attempts:
+        star = "*" if each in marked else ""
+        changed = "\n".join(f"{key}={value}" for key, value in each.changes.items()) or "as the run file says"
+        if each.problem is not None:
+            table.add_row(star, changed, each.problem, "", "", "", "")
+        for plan in each.plans:
+            held = "" if plan.memory is None else size(int(plan.memory.peak))
+            if plan.failure is not None and plan.failure.needed is not None:
+                held = size(int(plan.failure.needed))
+            held += "" if plan.fits else ", too much"
+            step = "-" if plan.predicted is None else f"{1e3 * plan.predicted:,.1f}"
+            share = "-" if plan.mfu is None else f"{plan.mfu:.3f}"
+            tokens = "-" if plan.feed is None else f"{plan.feed.tokens_per_day:.3g}"
+            table.add_row(star, changed, plan.stage.name, held, step, share, tokens)
+    return table
