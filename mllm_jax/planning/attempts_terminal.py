@@ -11,15 +11,14 @@ from mllm_jax.training.summary import size
 def attempts_table(title: str, attempts: Sequence[Attempt], marked: Sequence[Attempt] = ()) -> Table:
     """One line an attempt and stage; those that are marked begin with a star."""
     table = Table(title=title, title_justify="left")
-    for name in ("", "changed", "stage"):
-        table.add_column(name)
+    table.add_column("")
+    table.add_column("changed", overflow="fold")
+    table.add_column("stage")
     for name in ("memory", "ms a step", "MFU", "tokens a day"):
         table.add_column(name, justify="right")
     for each in attempts:
         star = "*" if each in marked else ""
-        changed = "\n".join(f"{key}={value}" for key, value in each.changes.items()) or "as the run file says"
-        if each.problem is not None:
-            table.add_row(star, changed, each.problem, "", "", "", "")
+        changed = "\n".join(written(each))
         for plan in each.plans:
             held = "" if plan.memory is None else size(int(plan.memory.peak))
             if plan.failure is not None and plan.failure.needed is not None:
@@ -30,3 +29,8 @@ def attempts_table(title: str, attempts: Sequence[Attempt], marked: Sequence[Att
             tokens = "-" if plan.feed is None else f"{plan.feed.tokens_per_day:.3g}"
             table.add_row(star, changed, plan.stage.name, held, step, share, tokens)
     return table
+
+
+def written(attempt: Attempt) -> list[str]:
+    """What an attempt changes, as on the command line."""
+    return [f"{key}={value}" for key, value in attempt.changes.items()]

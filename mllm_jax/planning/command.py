@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from mllm_jax.config import stage_named
-from mllm_jax.planning.attempts_terminal import attempts_table
+from mllm_jax.planning.attempts_terminal import attempts_table, written
 from mllm_jax.planning.page import write_page
 from mllm_jax.planning.planned_run import RunOnPaper, on_topology, read_on_paper
 from mllm_jax.planning.search import best_of, choices_of, pareto, search, start_of, write_override
@@ -112,7 +112,13 @@ def show_search(asked: Asked, budget: int, output: str) -> int:
     best = best_of(attempts)
     if best is not None:
         write_override(asked.run_file, best.changes, output)
-    _put_out(of_stage, console, title, sorted(compiled, key=_order), pareto(attempts))
+    _put_out(
+        of_stage,
+        console,
+        title,
+        [*sorted(compiled, key=_order), *(each for each in attempts if not each.plans)],
+        pareto(attempts),
+    )
     said = f"nothing fits among {len(compiled)} compiles" if best is None else f"the fastest that fits: {output}"
     console.print(said, highlight=False, soft_wrap=True)
     return DOES_NOT_FIT_EXIT_CODE if best is None else 0
@@ -139,7 +145,8 @@ def _put_out(
     asked: Asked, console: Console, title: str, attempts: Sequence[Attempt], marked: Sequence[Attempt] = ()
 ) -> None:
     if not asked.as_json:
-        console.print(attempts_table(title, attempts, marked))
+        console.print(attempts_table(title, [each for each in attempts if each.plans], marked))
+        _say(console, [f"{' '.join(written(each))}: {each.problem}" for each in attempts if each.problem is not None])
         return
     print(json.dumps({"attempts": [_attempt_json(each, each in marked) for each in attempts]}))
 

@@ -176,8 +176,8 @@ def warnings(plan: StagePlan) -> list[str]:
     memory = plan.memory
     if memory is not None and memory.tight:
         found.append(
-            f"all temporaries, those that never live together too, are {size(int(memory.allocated))}: with the "
-            "arguments that is more than a device has, and it fits only as far as they find common places"
+            f"all temporaries at once would take {size(int(memory.allocated))}, with the arguments more than a device "
+            "has: it fits because not all live together, so leave it some room"
         )
     if plan.cost is not None:
         found += [

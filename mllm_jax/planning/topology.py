@@ -1,6 +1,7 @@
 """The machine that a plan is for, by its name on the command line."""
 
 import contextlib
+import importlib.util
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -105,16 +106,16 @@ def devices_of(topology: Topology) -> list[Any]:
 def _tpu_devices(topology: Topology) -> list[Any]:
     from jax.experimental import topologies
 
+    if importlib.util.find_spec("libtpu") is None:
+        raise TopologyError(
+            f"{topology.name}: the TPU compiler is not installed: pip install 'mllm_jax[plan]' brings libtpu, which "
+            "needs no TPU"
+        )
     prepare_environment()
     single = {"chips_per_host_bounds": [1, 1, 1]} if topology.size == 1 else {}
     try:
         found = topologies.get_topology_desc(platform="tpu", topology_name=topology.name, **single)
-    except (RuntimeError, ImportError) as error:
-        if "libtpu" in str(error) or "Unable to load" in str(error) or "PJRT" in str(error):
-            raise TopologyError(
-                f"{topology.name}: the TPU compiler (libtpu) is not installed: pip install 'mllm_jax[plan]', which "
-                f"needs no TPU. It said: {error}"
-            ) from error
+    except RuntimeError as error:
         raise TopologyError(f"{topology.name}: the TPU compiler does not know it: {error}") from error
     return list(found.devices)
 

@@ -100,3 +100,22 @@ def test_a_step_that_does_not_fit_is_a_report(capsys):
     assert main(["plan", DEMO, *overrides, "--topology", "v5e:1x1", "--stage", "align"]) == 3
     said = capsys.readouterr().out
     assert "DOES NOT FIT: a device needs" in said and "has 16.9 GB" in said and "kept from the forward" in said
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="the TPU compiler is installed")
+def test_without_the_tpu_compiler_it_is_said_what_to_install(capsys):
+    assert main(["plan", DEMO, "--topology", "v5e:2x2"]) == 1
+    assert "pip install 'mllm_jax[plan]'" in capsys.readouterr().err
+
+
+def test_a_sweep_has_a_line_for_every_value_and_says_what_cannot_run(capsys):
+    assert main(["plan", DEMO, "--topology", "h100:2", "--stage", "align", "--sweep", "rows=16,32,15", "--json"]) == 0
+    attempts = json.loads(capsys.readouterr().out)["attempts"]
+    first, second = (each["stages"][0]["model_flops"]["decoder"] for each in attempts[:2])
+    assert second == pytest.approx(2 * first) and attempts[1]["changes"] == {"stages.align.rows": "32"}
+    assert "15 rows do not divide" in attempts[2]["problem"]
+
+
+def test_a_search_needs_a_compiler_that_says_times(capsys, tmp_path):
+    assert main(["plan", DEMO, "--topology", "h100:2", "--search", str(tmp_path / "best.yaml")]) == 1
+    assert "only the compiler of a TPU says how long a step takes" in capsys.readouterr().err
