@@ -124,13 +124,13 @@ def parse_program(text: str) -> Program:
     computations: dict[str, dict[str, Instruction]] = {}
     entry = ""
     current: dict[str, Instruction] | None = None
-    for line in text.splitlines():
+    for line in _whole_lines(text):
         if current is None:
             header = _HEADER.match(line)
             if header is not None:
                 current = computations.setdefault(header.group(2), {})
                 entry = header.group(2) if header.group(1) else entry
-        elif line.startswith("}"):
+        elif _END.match(line):
             current = None
         elif line.strip():
             instruction = _instruction(line)
@@ -140,7 +140,20 @@ def parse_program(text: str) -> Program:
     return Program(computations, entry)
 
 
+def _whole_lines(text: str) -> Iterator[str]:
+    """Lines of a program; what a kernel says of itself may be written over several."""
+    whole = ""
+    for line in text.splitlines():
+        if _END.match(line) or _BEGINNING.match(line) or _HEADER.match(line):
+            yield whole
+            whole = line
+        else:
+            whole += line
+    yield whole
+
+
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{\s*$")
+_END = re.compile(r"^\}(?:\s*$|, )")
 _BEGINNING = re.compile(r"^\s*(ROOT )?%?([\w.\-]+) = ")
 _OPCODE = re.compile(r"\s*([\w\-]+)\(")
 _ARRAY = re.compile(r"([a-z][a-z0-9]*)\[([\d,<=]*)\](?:\{([^}]*)\})?")

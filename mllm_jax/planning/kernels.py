@@ -9,9 +9,8 @@ KERNEL_TARGET = "tpu_custom_call"
 KERNEL_SHARE_OF_PEAK = 0.5
 """Of the peak FLOP/s that an attention kernel is taken to reach."""
 
-_SPLASH_PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4, "fused": 5}
-"""Matrix products of queries and keys, or as large, in each of splash attention's kernels; `fused` is one that makes
-the gradients of keys, values and queries together."""
+_SPLASH_PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4}
+"""Matrix products of queries and keys, or as large, in each of splash attention's kernels."""
 
 
 def kernel_name(kernel: Instruction) -> str:
@@ -34,7 +33,10 @@ def kernel_flops(computation: Computation, kernel: Instruction) -> float | None:
     floats = [each for each in arrays if each.dtype in ("bf16", "f32") and len(each.dimensions) >= 3]
     queries = max(floats, key=lambda each: each.elements)
     *heads, tokens, width = queries.dimensions
-    products = next((count for part, count in reversed(_SPLASH_PRODUCTS.items()) if part in name), 2)
+    products = next((count for part, count in _SPLASH_PRODUCTS.items() if part in name), 2)
+    like_queries = [each for each in arrays_of(kernel.shape) if each.dimensions[-2:] == (tokens, width)]
+    # The kernel of the gradients of keys and values may make those of the queries too.
+    products += "dkv" in name and len(like_queries) > 2
     return 2.0 * products * math.prod(heads) * tokens**2 * width * _visited(arrays)
 
 

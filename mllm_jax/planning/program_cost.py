@@ -163,6 +163,8 @@ class _Costs:
             self._finish(cost, timeline, instruction.operands[0])
         elif opcode == "custom-call" and instruction.target == KERNEL_TARGET:
             self._add_kernel(cost, timeline, computation, instruction)
+        elif opcode == "custom-call" and instruction.estimated("estimated_cycles") is None:
+            pass  # A TPU's own, such as AllocateBuffer and ConcatBitcast, name places in memory and do nothing.
         elif not self._add_collective(cost, timeline, computation, instruction):
             self._add_work(cost, timeline, computation, instruction)
 

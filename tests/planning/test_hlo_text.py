@@ -42,6 +42,15 @@ def test_instructions_of_a_tpu_program():
     assert root_of(fused).name == "tuple" and fused["reduced"].target == "Sum"
 
 
+def test_what_a_kernel_says_of_itself_may_take_several_lines():
+    broken = ON_A_TPU.replace(
+        '"Sum", api', '"Sum", frontend_attributes={kernel_metadata={\n"block": 512,\n\n"other": 1\n}}, api'
+    )
+    program = parse_program(broken)
+    assert program.computations["fused"]["reduced"].attributes.endswith("api_version=API_VERSION_ORIGINAL")
+    assert list(program.computations["main"]) == ["x", "three", "both", "y"]
+
+
 @pytest.mark.parametrize(("dtype", "bits"), [("pred", 8), ("bf16", 16), ("s4", 4), ("f8e4m3fn", 8), ("u32", 32)])
 def test_widths_of_types(dtype, bits):
     assert bits_of(dtype) == bits

@@ -116,6 +116,26 @@ def test_a_kernel_of_which_nobody_says_what_it_does_is_named():
     assert cost.kernels["flash_forward"] == pytest.approx((32 * 2**20 + 64) / V5E.memory_bytes_per_second)
 
 
+def test_splash_attention_is_counted_by_its_shapes_and_the_blocks_of_its_mask():
+    kernel = """ENTRY %main (t: s8[1,4,4], q: bf16[32,2048,128]) -> bf16[32,2048,128] {
+  %t = s8[1,4,4]{2,1,0} parameter(0)
+  %q = bf16[32,2048,128]{2,1,0} parameter(1)
+  ROOT %splash_mha_KIND_segmented.1 = RESULT custom-call(%t, %q, %q, %q), \
+custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
+"xprof_metadata":"{\\"block_q\\": 512, \\"use_fused_bwd_kernel\\": true}"
+}}, metadata={op_name="jit(train_step)/decoder/blocks/attention/splash_mha_KIND_segmented"}
+}
+"""
+    one_product = 2 * 32 * 2048**2 * 128
+    causal = 10 / 16  # Of 4 x 4 blocks, those on and below the diagonal.
+    heads = "bf16[32,2048,128]{2,1,0}"
+    for kind, results, products in (("fwd", 1, 2), ("dq", 1, 3), ("dkv", 2, 4), ("dkv", 3, 5)):
+        text = kernel.replace("KIND", kind).replace("RESULT", f"(f32[512,128]{{1,0}}, {', '.join([heads] * results)})")
+        cost = on_a_line(text, MESH)
+        assert cost.kernel_flops == {f"splash_mha_{kind}_segmented": products * one_product * causal}
+        assert cost.flops["decoder"] == products * one_product * causal
+
+
 def compiled_cost(function, *arguments, mesh):
     text = jax.jit(function).lower(*arguments).compile().as_text()
     return program_cost(text, Links(parse_topology(f"cpu:{mesh.size}"), None), mesh.shape)
