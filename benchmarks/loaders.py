@@ -88,7 +88,9 @@ def generated_shards(folder: str, samples: int, quality: tuple[int, int], plain_
 
 def ours(shards: list[str], workers: int, decode: Callable[[bytes], np.ndarray]) -> Iterator[int]:
     """Our loader's batches: lanes, packed rows, pixels."""
-    from data_pipelines.loader import Loader, Preparation
+    from data_pipelines.loader import Loader
+    from data_pipelines.loading.loader_config import LoaderConfig
+    from data_pipelines.preparation import Preparation
     from data_pipelines.record import ImagePart, Record
     from data_pipelines.rendered import RenderedRecord
     from data_pipelines.sources.webdataset import WebDatasetConfig
@@ -104,7 +106,7 @@ def ours(shards: list[str], workers: int, decode: Callable[[bytes], np.ndarray])
     stream = StreamConfig(mixture={"pairs": 1.0}, lanes=2, row_length=8 * len(tokens), images_per_row=8)
     sources = {"pairs": WebDatasetConfig(shards=tuple(shards), index="never")}
     preparation = Preparation(render, decode, IMAGE_TOKENS, (SIDE, SIDE))
-    with Loader(stream, sources, preparation, BATCH // 8, threads=workers) as loader:
+    with Loader(stream, sources, preparation, BATCH // 8, work=LoaderConfig(threads=workers)) as loader:
         for loaded in loader:
             yield loaded.report.records
 

@@ -73,10 +73,11 @@ def source_of(case: str, folder: Path) -> Any:
 
 def stream(case: str, folder: Path) -> Iterator[int]:
     """Records of batch after batch, endlessly; the position is taken at each, as a run takes it."""
-    from data_pipelines.lanes import StreamConfig
-    from data_pipelines.loader import Loader, Preparation
+    from data_pipelines.loader import Loader
+    from data_pipelines.preparation import Preparation
     from data_pipelines.record import ImagePart, Record, TextPart
     from data_pipelines.rendered import RenderedRecord
+    from data_pipelines.stream_config import StreamConfig
     from data_pipelines.transforms.image import ImageTransformConfig, decode_image
 
     def render(record: Record) -> RenderedRecord:

@@ -130,12 +130,13 @@ def ours(reading: Reading) -> Iterator[int]:
 
 
 def ours_stream(reading: Reading) -> Iterator[int]:
-    from data_pipelines.lanes import StreamConfig
-    from data_pipelines.loader import Loader, Preparation
+    from data_pipelines.loader import Loader
+    from data_pipelines.preparation import Preparation
     from data_pipelines.record import ImagePart, Record
     from data_pipelines.rendered import RenderedRecord
     from data_pipelines.sources.webdataset import WebDatasetConfig
     from data_pipelines.storage import Storage, StorageConfig
+    from data_pipelines.stream_config import StreamConfig
 
     tokens = np.arange(IMAGE_TOKENS + 21, dtype=np.int32)
     supervised, pixels = tokens > IMAGE_TOKENS, np.zeros((8, 8, 3), np.uint8)
@@ -154,7 +155,7 @@ def ours_stream(reading: Reading) -> Iterator[int]:
     preparation = Preparation(render, decode, IMAGE_TOKENS, (8, 8))
     storage = Storage(StorageConfig(cache=reading.cache))
     given = 0
-    with Loader(stream, sources, preparation, 8, threads=2, storage=storage) as loader:
+    with Loader(stream, sources, preparation, 8, storage=storage) as loader:
         while given < reading.samples:
             records = next(loader).report.records
             given += records

@@ -25,7 +25,9 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.indexing import index_shards
-from data_pipelines.loader import Loader, Preparation
+from data_pipelines.loader import Loader
+from data_pipelines.loading.loader_config import LoaderConfig
+from data_pipelines.preparation import Preparation
 from data_pipelines.record import ImagePart, Record
 from data_pipelines.rendered import RenderedRecord
 from data_pipelines.shards import ImageText, write_shards
@@ -56,7 +58,8 @@ def written_shard(folder: str, samples: int) -> str:
 
 def opened(config: WebDatasetConfig, lanes: int, position: dict[str, Any] | None) -> Loader:
     stream = StreamConfig(mixture={"pairs": 1.0}, lanes=lanes, row_length=8 * len(TOKENS), images_per_row=8)
-    return Loader(stream, {"pairs": config}, PREPARATION, lanes * ROWS_PER_LANE, position=position, prefetch=1)
+    work = LoaderConfig(prefetch=1)
+    return Loader(stream, {"pairs": config}, PREPARATION, lanes * ROWS_PER_LANE, position=position, work=work)
 
 
 def positions(config: WebDatasetConfig, lanes: int, records: list[int]) -> Iterator[dict[str, Any]]:

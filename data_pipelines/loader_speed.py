@@ -2,18 +2,13 @@
 
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from data_pipelines.batch import Batch
-from data_pipelines.loader import Loader, Preparation
-from data_pipelines.record import ImagePart
-from data_pipelines.rendered import ImageLayout
-from data_pipelines.transforms.tiles import TiledImages
+from data_pipelines.loader import CpuSeconds, Loader
 
 WINDOWS = 5
 """Of which the median counts."""
@@ -34,19 +29,25 @@ class LoaderSpeed:
     samples_per_row: float
     images_per_row: float
     tokens_per_row: float
+    processes: int
+    """That the loader has of its own; 0: threads of this one do its work."""
     cpu_ms_per_sample: float
-    """Of all threads of the process."""
+    """Of all threads of this process and of those."""
     packing_ms_per_sample: float | None
-    """Of the one thread that packs rows, in Python, so that no process is faster; None where no clock tells."""
+    """Of the one thread that packs rows, in Python, so that no process is faster; of the loader's own processes, which
+    share the samples, their mean. None where no clock tells."""
+    gathering_ms_per_sample: float | None
+    """Of the thread that brings together what the loader's own processes built, so that all of them are no faster;
+    None too where there are none."""
     memory_mb: float | None
-    """Resident memory beyond what the process had before the loader was opened; None where the system does not tell."""
+    """Of this process and those, beyond what it had before the loader was opened, a share of what they have in common
+    each; None where the system does not tell."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Window:
     wall: float
-    cpu: float
-    packing: float | None
+    used: CpuSeconds
     samples: int
     images: int
     rows: int
@@ -63,19 +64,24 @@ def loader_speed(
         seconds: that are measured; a window lasts at least a batch.
         warm: is given every batch of the warm-up.
     """
-    before = resident_mb()
+    before = memory_mb()
     with open_loader() as loader:
         ends = time.monotonic() + WARM_SHARE * seconds
         warm(next(loader).batch)
         while time.monotonic() < ends:
             warm(next(loader).batch)
         windows = [_window(loader, seconds / WINDOWS) for _ in range(WINDOWS)]
-        after = resident_mb()
+        after, processes = memory_mb(loader.process_ids), len(loader.process_ids)
 
     rows = sum(window.rows for window in windows)
 
     def median(value: Callable[[_Window], float]) -> float:
         return statistics.median(map(value, windows))
+
+    def milliseconds(thread: str) -> float | None:
+        if any(getattr(window.used, thread) is None for window in windows):
+            return None
+        return median(lambda window: 1000 * getattr(window.used, thread) / max(window.samples, 1))
 
     return LoaderSpeed(
         samples_per_second=median(lambda window: window.samples / window.wall),
@@ -85,16 +91,16 @@ def loader_speed(
         samples_per_row=sum(window.samples for window in windows) / rows,
         images_per_row=sum(window.images for window in windows) / rows,
         tokens_per_row=sum(window.tokens for window in windows) / rows,
-        cpu_ms_per_sample=median(lambda window: 1000 * window.cpu / max(window.samples, 1)),
-        packing_ms_per_sample=None
-        if any(window.packing is None for window in windows)
-        else median(lambda window: 1000 * (window.packing or 0) / max(window.samples, 1)),
+        processes=processes,
+        cpu_ms_per_sample=milliseconds("everything") or 0.0,
+        packing_ms_per_sample=milliseconds("packing"),
+        gathering_ms_per_sample=milliseconds("gathering"),
         memory_mb=None if before is None or after is None else after - before,
     )
 
 
 def _window(loader: Loader, seconds: float) -> _Window:
-    wall, cpu, packing = time.monotonic(), time.process_time(), loader.packing_seconds()
+    wall, began = time.monotonic(), loader.cpu_seconds()
     samples = images = rows = 0
     tokens = 0.0
     while True:
@@ -104,40 +110,22 @@ def _window(loader: Loader, seconds: float) -> _Window:
         rows += len(loaded.batch.tokens)
         tokens += (1 - loaded.report.padding_share) * loaded.batch.tokens.size
         if time.monotonic() - wall >= seconds:
-            packed = loader.packing_seconds()
-            packing = None if packed is None or packing is None else packed - packing
-            return _Window(time.monotonic() - wall, time.process_time() - cpu, packing, samples, images, rows, tokens)
+            return _Window(time.monotonic() - wall, _since(began, loader.cpu_seconds()), samples, images, rows, tokens)
 
 
-def without_decoding(preparation: Preparation) -> Preparation:
-    """The same, but every image is black and costs no decoding: what is left is reading, Python's work and copying."""
-    black = np.zeros((*preparation.image_size, 3), np.uint8)
-    tiled = None if preparation.tiled is None else _BlackTiles(preparation.tiled, black)
-    return replace(preparation, decode=lambda data: black, tiled=tiled)
+def _since(began: CpuSeconds, now: CpuSeconds) -> CpuSeconds:
+    def used(before: float | None, after: float | None) -> float | None:
+        return None if before is None or after is None else after - before
+
+    everything = now.everything - began.everything
+    return CpuSeconds(everything, used(began.packing, now.packing), used(began.gathering, now.gathering))
 
 
-class _BlackTiles(TiledImages):
-    """Tiled images of which none is decoded."""
-
-    def __init__(self, tiled: TiledImages, black: np.ndarray) -> None:
-        self.config = tiled.config
-        self._tiled = tiled
-        self._black = black
-
-    def fingerprint(self) -> dict[str, Any]:
-        return self._tiled.fingerprint()
-
-    def layout(self, image: ImagePart) -> ImageLayout:
-        return self._tiled.layout(image)
-
-    def decode(self, data: bytes, layout: ImageLayout) -> np.ndarray:
-        return np.broadcast_to(self._black, (layout.slots, *self._black.shape))
-
-
-def resident_mb() -> float | None:
-    """Resident memory of this process in MB; None on systems without /proc."""
+def memory_mb(others: Sequence[int] = ()) -> float | None:
+    """Proportional set size in MB of this process and others; None on systems without /proc."""
     try:
-        lines = Path("/proc/self/status").read_text().splitlines()
+        texts = [Path(f"/proc/{process}/smaps_rollup").read_text() for process in ("self", *others)]
     except OSError:
         return None
-    return next((int(line.split()[1]) / 1000 for line in lines if line.startswith("VmRSS:")), None)
+    lines = (line for text in texts for line in text.splitlines())
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1000

@@ -40,12 +40,7 @@ class LanePositions:
         Raises:
             PositionMismatchError: naming everything that changed.
         """
-        then, now = _flat(self.fingerprint), _flat(json.loads(json.dumps(fingerprint)))
-        changed = [
-            f"{key}: was {then.get(key, 'absent')!r}, is {now.get(key, 'absent')!r}"
-            for key in sorted(then.keys() | now.keys())
-            if then.get(key, "absent") != now.get(key, "absent")
-        ]
+        changed = changes(self.fingerprint, fingerprint)
         if changed:
             raise PositionMismatchError(
                 "The saved data position belongs to another stream, so records would be lost or repeated. Changed: "
@@ -74,6 +69,16 @@ def fingerprint(
         "sources": {name: sources[name].fingerprint() for name in config.names},
     }
     return described if tiling is None else described | {"tiling": tiling}
+
+
+def changes(former: dict[str, Any], fingerprint: dict[str, Any]) -> list[str]:
+    """What is different in two fingerprints, by its path."""
+    then, now = _flat(former), _flat(json.loads(json.dumps(fingerprint)))
+    return [
+        f"{key}: was {then.get(key, 'absent')!r}, is {now.get(key, 'absent')!r}"
+        for key in sorted(then.keys() | now.keys())
+        if then.get(key, "absent") != now.get(key, "absent")
+    ]
 
 
 def gather_positions(position: LanePositions) -> dict[str, Any]:

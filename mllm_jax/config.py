@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError, field_validator
 
 from data_pipelines.config_class import Config
 from data_pipelines.draws import portions_of
+from data_pipelines.loading.loader_config import LoaderConfig
 from data_pipelines.mixture import MixtureConfig
 from data_pipelines.sources.choice import HOLDS_PAIRS, SourceConfig
 from data_pipelines.storage import Storage, StorageConfig
@@ -30,15 +31,11 @@ from mllm_jax.training.objectives.q_former import QFormerObjectiveConfig
 from mllm_jax.training.stages import StageConfig
 
 
-class DataConfig(LaneConfig):
+class DataConfig(LaneConfig, LoaderConfig):
     """Where records come from and how lanes draw from them; the same for every stage."""
 
     sources: dict[str, SourceConfig] = Field(min_length=1)
     """The named sources that stages mix."""
-    threads: int = Field(default=2, gt=0)
-    """Threads of one process that decode images."""
-    prefetch: int = Field(default=2, gt=0)
-    """Batches made ahead of the step."""
     storage: StorageConfig = StorageConfig()
     """How shards are read from disks and remote stores."""
 
@@ -49,6 +46,11 @@ class DataConfig(LaneConfig):
         if taken:
             raise ValueError(f"{' and '.join(taken)} means something else in a mixture; call the source otherwise")
         return sources
+
+    @property
+    def loader(self) -> LoaderConfig:
+        """What works on the batches of every stage."""
+        return LoaderConfig(**self.model_dump(include=set(LoaderConfig.model_fields)))
 
     def stream(self, mixture: MixtureConfig, row_length: int, images_per_row: int) -> StreamConfig:
         """The stream that a stage draws from these sources."""

@@ -1,26 +1,20 @@
 """What the batches of a run are made with: tokenizers, chat templates, and how records become tokens and pixels."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import dataclass
 
-import numpy as np
-
-from data_pipelines.loader import Loader, Preparation
-from data_pipelines.record import Record
-from data_pipelines.rendered import RenderedRecord
+from data_pipelines.loader import Loader, Share
+from data_pipelines.loading.loader_config import LoaderConfig
+from data_pipelines.preparation import Preparation
+from data_pipelines.preparation_description import ConversationTexts, PairTexts, PreparationDescription
 from data_pipelines.storage import Storage
 from data_pipelines.tokenizer import IMAGE_TOKEN, Tokenizer, load_tokenizer
-from data_pipelines.transforms.augmentation import AugmentationConfig, augmented
-from data_pipelines.transforms.chat_template import render
-from data_pipelines.transforms.image import ImageTransformConfig, decode_image, decode_with
-from data_pipelines.transforms.instructions import InstructionEncoder, instructed
-from data_pipelines.transforms.pairs import CaptionEncoder, render_pair
-from data_pipelines.transforms.preferences import render_preference
+from data_pipelines.transforms.image import ImageTransformConfig
+from data_pipelines.transforms.instructions import InstructionEncoder
+from data_pipelines.transforms.pairs import CaptionEncoder
 from data_pipelines.transforms.template_check import check_template
 from data_pipelines.transforms.templates import TEMPLATES, ChatTemplate
 from data_pipelines.transforms.tile_marks import marked, tile_tokens
-from data_pipelines.transforms.tiles import TiledImages
 from mllm_jax.batch_form import batch_form
 from mllm_jax.config import RunConfig
 from mllm_jax.interop.connector_weights import check_connector_weights
@@ -52,30 +46,62 @@ class DataSide:
 
     def preparation(self, stage: StageConfig, storage: Storage) -> Preparation:
         """How a stage makes tokens and pixels of a record; `storage` reads the headers of tiled images."""
-        if stage.name in self.captions:
-            return _prepared_pairs(self.config.model, self.model, stage, self.captions[stage.name])
-        return _prepared_conversations(self.config.model, self.model, self.tokenizer, self.instructions, stage, storage)
+        return self.description(stage).prepare(storage)
 
-    def open_feed(self, request: FeedRequest, preparation: Preparation | None = None) -> Loader:
-        """The stream of a stage's batches; another preparation than the stage's own may take its place."""
+    def description(self, stage: StageConfig, *, changed: bool = False, blank: bool = False) -> PreparationDescription:
+        """What this is made of.
+
+        Args:
+            stage: of the run.
+            changed: whether images are changed at random as the stage says.
+            blank: whether they are black and none is decoded.
+        """
+        transform = ImageTransformConfig.model_validate(self.config.model.image_transform)
+        augmentation = stage.augmentation if changed else None
+        texts = self._pairs(stage) if stage.name in self.captions else self._conversations(stage)
+        return PreparationDescription(texts=texts, transform=transform, augmentation=augmentation, blank=blank)
+
+    def open_feed(self, request: FeedRequest, *, blank: bool = False, work: LoaderConfig | None = None) -> Loader:
+        """The stream of a stage's batches.
+
+        Args:
+            request: which.
+            blank: whether images are black and none is decoded.
+            work: takes the place of what the run file says works on them.
+        """
         stage, data = request.stage, self.config.data
         validation = request.split == "validation"
         mixture = stage.validation.mixture if validation and stage.validation else stage.mixture
         storage = Storage(data.storage)
-        preparation = preparation or self.preparation(stage, storage)
-        if stage.augmentation is not None and not validation:
-            preparation = replace(preparation, augment=_augment(self.config.model, stage.augmentation))
+        # A few batches, again and again: processes would hardly have started when they are over.
+        usual = data.loader.model_copy(update={"processes": 0}) if validation else data.loader
         return Loader(
             config=data.stream(mixture=mixture, row_length=stage.row_length, images_per_row=stage.images_per_row),
             sources=data.sources,
-            preparation=preparation,
+            preparation=self.description(stage, changed=not validation, blank=blank).prepare(storage),
             rows=stage.rows,
-            sharding=request.sharding,
+            share=Share(request.sharding, request.lanes),
             position=request.position,
-            prefetch=data.prefetch,
-            threads=data.threads,
-            lanes=request.lanes,
+            work=work or usual,
             storage=storage,
+        )
+
+    def _pairs(self, stage: StageConfig) -> PairTexts:
+        encode = self.captions[stage.name]
+        return PairTexts(tokenizer=encode.tokenizer, length=encode.length, first=encode.first, last=encode.last)
+
+    def _conversations(self, stage: StageConfig) -> ConversationTexts:
+        form, instructions = batch_form(self.model, stage), self.instructions
+        return ConversationTexts(
+            tokenizer=self.tokenizer,
+            template=TEMPLATES[stage.template or self.config.model.chat_template],
+            image_tokens=slot_features(self.model),
+            tiling=self.model.tiling,
+            features=tile_features(self.model) if self.model.tiling else (1, 1),
+            instruction_tokenizer=instructions.tokenizer if instructions else None,
+            instruction_tokens=form.instruction_tokens,
+            preferences=form.preferences,
+            references=form.references,
         )
 
 
@@ -125,55 +151,3 @@ def _instruction_encoder(choice: ModelChoice, model: MultimodalConfig) -> Instru
     tokenizer = load_tokenizer(local_folder(choice.instruction_tokenizer), added_tokens=())
     check_vocabulary(tokenizer, model.connector, choice.instruction_tokenizer)
     return InstructionEncoder(tokenizer, instruction_tokens(model.connector))
-
-
-def _augment(choice: ModelChoice, augmentation: AugmentationConfig) -> Callable[[bytes, int], np.ndarray]:
-    """Encoded image and seed -> pixels of a changed one."""
-    transform = ImageTransformConfig.model_validate(choice.image_transform)
-
-    def augment(data: bytes, seed: int) -> np.ndarray:
-        return decode_with(data, transform, lambda pixels: augmented(pixels, augmentation, transform, seed))
-
-    return augment
-
-
-def _prepared_pairs(
-    choice: ModelChoice, model: MultimodalConfig, stage: StageConfig, encode: CaptionEncoder
-) -> Preparation:
-    """Images beside their texts; no template and no decoder has a part in it."""
-    transform = ImageTransformConfig.model_validate(choice.image_transform)
-    return Preparation(
-        render=lambda record: render_pair(record, encode),
-        decode=lambda data: decode_image(data, transform),
-        image_tokens=0,
-        **batch_form(model, stage)._asdict(),
-    )
-
-
-def _prepared_conversations(
-    choice: ModelChoice,
-    model: MultimodalConfig,
-    tokenizer: Tokenizer,
-    instructions: InstructionEncoder | None,
-    stage: StageConfig,
-    storage: Storage,
-) -> Preparation:
-    """Conversations, or pairs of them to compare, as the stage's chat template or the model's writes them."""
-    tokens = slot_features(model)
-    transform = ImageTransformConfig.model_validate(choice.image_transform)
-    template, marks = marked(TEMPLATES[stage.template or choice.chat_template], model.tiling, tokenizer)
-    tiled = TiledImages(model.tiling, transform, tile_features(model), storage, marks) if model.tiling else None
-    laid_out = tiled.layout if tiled else tokens
-
-    def conversation(record: Record) -> RenderedRecord:
-        return instructed(render(record, template, tokenizer, laid_out), record, instructions)
-
-    form = batch_form(model, stage)
-    compare = partial(render_preference, render=conversation, scored=form.references)
-    return Preparation(
-        render=compare if form.preferences else conversation,
-        decode=lambda data: decode_image(data, transform),
-        image_tokens=tokens,
-        tiled=tiled,
-        **form._asdict(),
-    )

@@ -166,9 +166,20 @@ def test_a_bench_counts_the_cores_that_devices_need(run_file, capsys):
     assert found["process_samples_per_second"] == pytest.approx(1000 / loader["packing_ms_per_sample"])
 
 
-def test_a_bench_prints_tables(run_file, capsys):
-    assert main(["data", "bench", run_file, "--seconds", "0.1", "--accelerator", "h100", "--mfu", "0.4"]) == 0
+def test_a_bench_tells_one_process_from_several(run_file, capsys):
+    found = told(["data", "bench", run_file, "data.processes=2", "--seconds", "0.1", "--json"], capsys)
+    one, several, undecoded = found["loader"], found["spread"], found["spread_undecoded"]
+    assert (one["processes"], several["processes"], undecoded["processes"]) == (0, 2, 2)
+    assert one["gathering_ms_per_sample"] is None and several["packing_ms_per_sample"] > 0
+    assert found["gathered_samples_per_second"] == pytest.approx(1000 / several["gathering_ms_per_sample"])
+
+
+def test_a_bench_prints_tables(run_file, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    asked = ["--seconds", "0.1", "--accelerator", "h100", "--mfu", "0.4"]
+    assert main(["data", "bench", run_file, "data.processes=1", *asked]) == 0
     out = capsys.readouterr().out
+    assert "one process" in out and "1 process beside it" in out and "of gathering" in out
     assert "CPU ms a sample" in out and "for 8 x h100 at an MFU of 0.4" in out and "cores a host (1 host of 8" in out
 
 

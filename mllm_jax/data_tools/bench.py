@@ -10,9 +10,8 @@ from typing import Any
 import jax
 
 from data_pipelines.batch import Batch
-from data_pipelines.loader import Loader, Preparation
-from data_pipelines.loader_speed import LoaderSpeed, loader_speed, without_decoding
-from data_pipelines.storage import Storage
+from data_pipelines.loader import Loader
+from data_pipelines.loader_speed import LoaderSpeed, loader_speed
 from data_pipelines.suggestion import suggest
 from mllm_jax.assemble import make_ingredients
 from mllm_jax.config import RunConfig, stage_named
@@ -47,10 +46,14 @@ class Bench:
     stage: str
     cores_here: int
     threads: int
-    """That decode."""
+    """That decode, in a process."""
     loader: LoaderSpeed
+    """In threads of one process."""
     undecoded: LoaderSpeed
-    """With black images that cost nothing."""
+    """Likewise, with black images that cost nothing."""
+    spread: LoaderSpeed | None
+    """In the processes of `data.processes`; None: the run file wants none."""
+    spread_undecoded: LoaderSpeed | None
     wanted: Wanted | None
     flops_per_row: float | None
     """Of the model; None: no devices were named."""
@@ -62,9 +65,16 @@ class Bench:
         packing = self.loader.packing_ms_per_sample
         return None if packing is None else 1000 / packing
 
+    @property
+    def gathered_samples_per_second(self) -> float | None:
+        """That all processes of the loader can reach at most, however many they are; None: there are none."""
+        gathering = None if self.spread is None else self.spread.gathering_ms_per_sample
+        return None if gathering is None else 1000 / gathering
+
     def to_json(self) -> dict[str, Any]:
         needed = None if self.needed is None else self.needed._asdict()
-        return asdict(self) | {"process_samples_per_second": self.process_samples_per_second, "needed": needed}
+        limits = ("process_samples_per_second", "gathered_samples_per_second")
+        return asdict(self) | {name: getattr(self, name) for name in limits} | {"needed": needed}
 
 
 def wanted_devices(accelerator: str | None, devices: int | None, mfu: float) -> Wanted | None:
@@ -91,12 +101,12 @@ def wanted_devices(accelerator: str | None, devices: int | None, mfu: float) -> 
 
 
 def bench(config: RunConfig, stage_name: str | None, seconds: float, wanted: Wanted | None) -> Bench:
-    """Measures the loader of a stage, with and without decoding; no weights are read.
+    """Measures the loader of a stage, with and without decoding, in one process and in several; no weights are read.
 
     Args:
         config: of the run.
         stage_name: None: the first stage.
-        seconds: that are measured with decoding.
+        seconds: that are measured with decoding, of one process and of several.
         wanted: the devices for which cores are counted; None: for none.
 
     Raises:
@@ -109,13 +119,16 @@ def bench(config: RunConfig, stage_name: str | None, seconds: float, wanted: Wan
     stage = stage_named(config, stage_name)
     cost = None if wanted is None else _step_cost(config, stage)
     data, counts = data_side(config), Counter[str]()
-    preparation = data.preparation(stage, Storage(data.config.data.storage))
 
     def note(batch: Batch) -> None:
         counts.update({name: float(count) for name, count in batch_counts(batch).items()})
 
-    speed = loader_speed(_loader(data, stage, preparation), seconds, note)
-    undecoded = loader_speed(_loader(data, stage, without_decoding(preparation)), UNDECODED_SHARE * seconds)
+    speed = loader_speed(_loader(data, stage, 0), seconds, note)
+    undecoded = loader_speed(_loader(data, stage, 0, blank=True), UNDECODED_SHARE * seconds)
+    processes, spread, spread_undecoded = config.data.processes, None, None
+    if processes:
+        spread = loader_speed(_loader(data, stage, processes), seconds)
+        spread_undecoded = loader_speed(_loader(data, stage, processes, blank=True), UNDECODED_SHARE * seconds)
     flops, needed = None, None
     if wanted is not None and cost is not None:
         # How far tokens see is not in the loader's reports; the batches of the warm-up tell it.
@@ -125,17 +138,30 @@ def bench(config: RunConfig, stage_name: str | None, seconds: float, wanted: Wan
             flops=flops,
             samples=speed.samples_per_row,
             images=speed.images_per_row,
-            cpu_seconds=speed.cpu_ms_per_sample * speed.samples_per_row / 1000,
+            cpu_seconds=(spread or speed).cpu_ms_per_sample * speed.samples_per_row / 1000,
             packing_seconds=(speed.packing_ms_per_sample or 0) * speed.samples_per_row / 1000,
         )
         needed = host_cores(ACCELERATORS[wanted.accelerator], wanted.devices, wanted.mfu, row)
-    return Bench(stage.name, os.cpu_count() or 1, config.data.threads, speed, undecoded, wanted, flops, needed)
+    return Bench(
+        stage=stage.name,
+        cores_here=os.cpu_count() or 1,
+        threads=config.data.threads,
+        loader=speed,
+        undecoded=undecoded,
+        spread=spread,
+        spread_undecoded=spread_undecoded,
+        wanted=wanted,
+        flops_per_row=flops,
+        needed=needed,
+    )
 
 
-def _loader(data: DataSide, stage: StageConfig, preparation: Preparation) -> Callable[[], Loader]:
+def _loader(data: DataSide, stage: StageConfig, processes: int, *, blank: bool = False) -> Callable[[], Loader]:
     # A mixture that ends may do so before there is anything to measure.
     endless = stage.model_copy(update={"mixture": stage.mixture.endless})
-    return lambda: data.open_feed(FeedRequest(endless, "train", sharding=None, position=None), preparation)
+    request = FeedRequest(endless, "train", sharding=None, position=None)
+    work = data.config.data.loader.model_copy(update={"processes": processes})
+    return lambda: data.open_feed(request, blank=blank, work=work)
 
 
 def _step_cost(config: RunConfig, stage: StageConfig) -> StepCost:

@@ -25,18 +25,26 @@ def show_bench(config: RunConfig, stage: str | None, seconds: float, wanted: Wan
 
 
 def _speed_table(found: Bench) -> Table:
-    here = f"{found.cores_here} cores, {found.threads} decoding threads"
+    here = f"{found.cores_here} cores, {found.threads} decoding thread{'s' * (found.threads > 1)} a process"
     table = Table(title=f"stage {found.stage}: the loader on this machine ({here})", title_justify="left")
+    columns = {"one process": found.loader, "no image decoded": found.undecoded}
+    if found.spread is not None and found.spread_undecoded is not None:
+        count = found.spread.processes
+        name = f"{count} process{'es' * (count > 1)} beside it"
+        columns |= {name: found.spread, "no image decoded ": found.spread_undecoded}
     table.add_column("")
-    table.add_column("as it trains", justify="right")
-    table.add_column("no image decoded", justify="right")
-    both = (found.loader, found.undecoded)
-    for name in ("samples_per_second", "images_per_second", "rows_per_second", "tokens_per_second"):
-        table.add_row(name.replace("_per_second", "/s"), *(short(getattr(each, name)) for each in both))
-    table.add_row("CPU ms a sample", *(f"{each.cpu_ms_per_sample:.3g}" for each in both))
-    table.add_row("  of the packing thread", *(_known(each.packing_ms_per_sample, "{:.3g}") for each in both))
-    table.add_row("memory, MB", *(_known(each.memory_mb, "{:.0f}") for each in both))
-    table.add_row("samples/s of one process at most", _known(found.process_samples_per_second, "{:,.0f}"), "")
+    for name in columns:
+        table.add_column(name, justify="right")
+    speeds = columns.values()
+    for field in ("samples_per_second", "images_per_second", "rows_per_second", "tokens_per_second"):
+        table.add_row(field.replace("_per_second", "/s"), *(short(getattr(each, field)) for each in speeds))
+    table.add_row("CPU ms a sample", *(f"{each.cpu_ms_per_sample:.3g}" for each in speeds))
+    table.add_row("  of packing threads", *(_known(each.packing_ms_per_sample, "{:.3g}") for each in speeds))
+    if found.spread is not None:
+        table.add_row("  of gathering", *(_known(each.gathering_ms_per_sample, "{:.3g}") for each in speeds))
+    table.add_row("memory, MB", *(_known(each.memory_mb, "{:.0f}") for each in speeds))
+    most = (found.process_samples_per_second, None, found.gathered_samples_per_second)
+    table.add_row("samples/s at most, of any cores", *(_known(each, "{:,.0f}") for each in most[: len(columns)]))
     return table
 
 
@@ -61,5 +69,5 @@ def _cores_table(found: Bench) -> Table:
     table.add_row("cores like these, all hosts", short(needed.cores))
     hosts = f"{needed.hosts} host{'s' * (needed.hosts > 1)} of {ACCELERATORS[wanted.accelerator].devices_per_host}"
     table.add_row(f"cores a host ({hosts} devices)", short(needed.cores_per_host))
-    table.add_row("processes a host, at least", short(needed.processes_per_host))
+    table.add_row("data.processes, at least", short(needed.processes_per_host))
     return table

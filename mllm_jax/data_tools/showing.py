@@ -10,8 +10,8 @@ import numpy as np
 from rich.console import Console
 
 from data_pipelines.batch import Batch
-from data_pipelines.loader import Preparation
 from data_pipelines.mixture import MixtureConfig
+from data_pipelines.preparation import Preparation
 from data_pipelines.showing.page import page_of
 from data_pipelines.showing.reading import Reading, shown_rows
 from data_pipelines.showing.rows import Shown, ShownRow, counted
@@ -61,9 +61,12 @@ def _rows(data: DataSide, stage: StageConfig, rows: int, skipped: Counter[str]) 
     needed = min(lanes, -(-rows * lanes // stage.rows))
     reading = _reading(data, stage, data.preparation(stage, Storage(data.config.data.storage)))
     request = FeedRequest(stage, "train", sharding=None, position=None, lanes=range(needed))
-    with data.open_feed(request) as feed:
+    # Processes do not tell what lies where, and a look at some rows is not worth to start them.
+    work = data.config.data.loader.model_copy(update={"processes": 0})
+    with data.open_feed(request, work=work) as feed:
         for number, loaded in enumerate(feed, start=1):
             skipped.update(loaded.report.skipped)
+            assert loaded.records is not None
             yield from shown_rows(loaded.batch, loaded.records, reading, number)
 
 

@@ -7,7 +7,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.loader import Preparation, open_sources
+from data_pipelines.preparation import Preparation
+from data_pipelines.sources.opening import open_sources
 from data_pipelines.sources.source import Source
 from data_pipelines.statistics.language import language_identifier
 from data_pipelines.statistics.plots import plots

@@ -58,7 +58,7 @@ class HostCores(NamedTuple):
     """Of all hosts together."""
     cores_per_host: float
     processes_per_host: int
-    """That it takes at least, for the packing thread of one would be too slow."""
+    """That must load at least, for the packing thread of one would be too slow."""
 
 
 def host_cores(accelerator: Accelerator, devices: int, mfu: float, row: RowCost) -> HostCores:

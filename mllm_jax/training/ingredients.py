@@ -7,7 +7,7 @@ from typing import Any, Literal, Protocol
 import jax
 from jax.sharding import NamedSharding
 
-from data_pipelines.loader import LoadedBatch
+from data_pipelines.loading.loaded_batch import LoadedBatch
 from data_pipelines.quota import Tally
 from mllm_jax.models.layers.precision import PrecisionConfig
 from mllm_jax.models.multimodal import MultimodalConfig

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
-from data_pipelines.loader import LoadedBatch
+from data_pipelines.loading.loaded_batch import LoadedBatch
 from data_pipelines.quota import Tally
 from mllm_jax.checkpoint.checkpointer import Checkpointer
 from mllm_jax.training.metrics import MetricLog

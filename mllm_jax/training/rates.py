@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import jax
 
 from data_pipelines.gathering import gather_json
-from data_pipelines.loader import BatchReport
+from data_pipelines.loading.loaded_batch import BatchReport
 from data_pipelines.source_report import SourceReport
 from mllm_jax.training.flops import StepCost
 from mllm_jax.training.step import Metrics

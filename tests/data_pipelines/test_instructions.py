@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from data_pipelines.loader import Loader, Preparation
+from data_pipelines.loader import Loader
+from data_pipelines.loading.loader_config import LoaderConfig
+from data_pipelines.preparation import Preparation
 from data_pipelines.record import ByteRange, ImagePart, Record, TextPart, Turn
 from data_pipelines.tokenizer import load_tokenizer, tokenizer_from_files
 from data_pipelines.transforms.instructions import InstructionEncoder, image_instructions, instructed
@@ -100,7 +102,7 @@ def test_every_slot_of_the_stream_has_the_instruction_of_its_own_image(stream):
 def test_a_stream_goes_on_with_its_instructions_where_it_stopped(stream):
     load, _ = stream
     whole = load(4)
-    rest = load(2, position=whole[1].position.to_json(), prefetch=3, threads=1)
+    rest = load(2, position=whole[1].position.to_json(), work=LoaderConfig(prefetch=3, threads=1))
     for first, second in zip(whole[2:], rest, strict=True):
         assert all(np.array_equal(one, two) for one, two in zip(first.batch, second.batch, strict=True))
 

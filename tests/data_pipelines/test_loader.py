@@ -6,8 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipelines.loader import Loader, Preparation
+from data_pipelines.loader import Loader, Share
+from data_pipelines.loading.loader_config import LoaderConfig
 from data_pipelines.positions import PositionMismatchError
+from data_pipelines.preparation import Preparation
 from data_pipelines.quota import QuotaExceededError
 from data_pipelines.sources.webdataset import WebDatasetConfig
 from tests.support.tiny_stream import (
@@ -78,7 +80,7 @@ def test_records_lie_where_the_batch_has_them(sources):
 def test_some_lanes_alone_give_the_same_rows(sources):
     config = stream_config(lanes=4)
     (whole,) = load(sources, 1, config, rows=8)
-    (some,) = load(sources, 1, config, rows=8, lanes=[1, 2])
+    (some,) = load(sources, 1, config, rows=8, share=Share(lanes=[1, 2]))
     for one, all_rows in zip(some.batch, whole.batch, strict=True):
         assert one is None or np.array_equal(one, all_rows[2:6])
 
@@ -88,9 +90,9 @@ def test_some_lanes_alone_give_the_same_rows(sources):
 def test_a_resumed_stream_gives_identical_batches(sources, threads, prefetch, stop, lanes):
     config = stream_config(mixture={"pairs": 2.0, "more": 1.0}, lanes=lanes)
     whole = load(sources, 8, config)
-    begun = load(sources, stop, config, threads=threads, prefetch=prefetch)
+    begun = load(sources, stop, config, work=LoaderConfig(threads=threads, prefetch=prefetch))
     position = json.loads(json.dumps(begun[-1].position.to_json()))
-    resumed = load(sources, 8 - stop, config, position, threads=threads, prefetch=prefetch)
+    resumed = load(sources, 8 - stop, config, position, work=LoaderConfig(threads=threads, prefetch=prefetch))
     assert all(same(one, two) for one, two in zip(whole, begun + resumed, strict=True))
     assert [one.position for one in whole] == [two.position for two in begun + resumed]
 
@@ -179,9 +181,8 @@ def test_an_error_comes_after_the_batches_before_it(sources):
                 raise RuntimeError("the template broke")
             return render(record)
 
-        with Loader(
-            stream_config(), sources, Preparation(broken, decode, IMAGE_TOKENS, (4, 4)), 4, prefetch=prefetch
-        ) as loader:
+        preparation, work = Preparation(broken, decode, IMAGE_TOKENS, (4, 4)), LoaderConfig(prefetch=prefetch)
+        with Loader(stream_config(), sources, preparation, 4, work=work) as loader:
             for count in range(100):
                 try:
                     next(loader)
@@ -199,7 +200,7 @@ def test_pixels_of_another_size_are_an_error_that_names_the_record(sources):
 
 def test_a_closed_loader_leaves_no_thread_and_gives_nothing(sources):
     before = threading.active_count()
-    loader = Loader(stream_config(), sources, PREPARATION, 4, threads=3)
+    loader = Loader(stream_config(), sources, PREPARATION, 4, work=LoaderConfig(threads=3))
     next(loader)
     loader.close()
     loader.close()

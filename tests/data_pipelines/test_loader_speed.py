@@ -5,8 +5,9 @@ from functools import partial
 import numpy as np
 import pytest
 
+from data_pipelines.blank_images import without_decoding
 from data_pipelines.loader import Loader
-from data_pipelines.loader_speed import loader_speed, without_decoding
+from data_pipelines.loader_speed import loader_speed
 from tests.support.tiny_stream import PREPARATION, stream_config, write_pairs
 
 

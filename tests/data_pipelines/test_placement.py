@@ -14,7 +14,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from data_pipelines.batch import Batch
-from data_pipelines.loader import Loader
+from data_pipelines.loader import Loader, Share
 from data_pipelines.positions import gather_positions
 from data_pipelines.record import Record
 from data_pipelines.rendered import RenderedRecord
@@ -43,7 +43,7 @@ def test_the_global_batch_is_the_same_on_any_mesh(tmp_path, shape, names, spec):
     preparation = replace(PREPARATION, render=with_everything, instruction_tokens=3, preferences=True, references=True)
     with Loader(stream_config(), sources, preparation, 8) as loader:
         expected = next(loader)
-    with Loader(stream_config(), sources, preparation, 8, sharding=NamedSharding(mesh, spec)) as loader:
+    with Loader(stream_config(), sources, preparation, 8, share=Share(NamedSharding(mesh, spec))) as loader:
         found = next(loader)
     assert found.batch.tokens.sharding.spec == spec
     assert found.batch.images.sharding.spec == found.batch.instructions.sharding.spec == PartitionSpec(spec[0])

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipelines.loader import Loader, Preparation
+from data_pipelines.loader import Loader
 from data_pipelines.packing import fit
+from data_pipelines.preparation import Preparation
 from data_pipelines.quota import Skip
 from data_pipelines.record import ByteRange, ImagePart, Record, ReferenceScores, TextPart, Turn
 from data_pipelines.rendered import RenderError

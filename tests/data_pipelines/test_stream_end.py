@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.lanes import Lane
-from data_pipelines.loader import Loader
+from data_pipelines.loader import Loader, Share
 from data_pipelines.positions import fingerprint
 from data_pipelines.sources.webdataset import WebDatasetConfig
 from data_pipelines.storage import Storage
@@ -43,7 +43,7 @@ def sources(tmp_path_factory):
 
 
 def load(sources, config, rows, position=None, lanes=None):
-    with Loader(config, sources, PREPARATION, rows, position=position, lanes=lanes) as loader:
+    with Loader(config, sources, PREPARATION, rows, position=position, share=Share(lanes=lanes)) as loader:
         return list(loader)
 
 

@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data_pipelines.loader import Loader, Preparation
+from data_pipelines.loader import Loader
 from data_pipelines.packing import fit
 from data_pipelines.positions import PositionMismatchError
+from data_pipelines.preparation import Preparation
 from data_pipelines.quota import QuotaExceededError, Skip
 from data_pipelines.record import ByteRange, ImagePart, Record, TextPart, Turn
 from data_pipelines.rendered import NEWLINE, ImageLayout

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.loader import LoadedBatch, Loader
+from data_pipelines.loader import Loader, Share
+from data_pipelines.loading.loaded_batch import LoadedBatch
 from data_pipelines.positions import LanePositions
 from data_pipelines.sources.webdataset import WebDatasetConfig
 from tests.support.tiny_stream import PREPARATION, stream_config
@@ -25,7 +26,7 @@ SKIP_QUOTA = 0.05
 
 def opened(shards: str, lanes: range, position: dict[str, Any] | None) -> Loader:
     config, sources = stream_config(lanes=LANES, skip_quota=SKIP_QUOTA), {"pairs": WebDatasetConfig(shards=shards)}
-    return Loader(config, sources, PREPARATION, ROWS, position=position, lanes=tuple(lanes))
+    return Loader(config, sources, PREPARATION, ROWS, position=position, share=Share(lanes=tuple(lanes)))
 
 
 def given(loaded: LoadedBatch, lanes: range) -> dict[int, dict[str, Any]]:

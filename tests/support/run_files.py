@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from data_pipelines.loader import LoadedBatch
+from data_pipelines.loading.loaded_batch import LoadedBatch
 from mllm_jax.assemble import make_ingredients
 from mllm_jax.checkpoint.checkpointer import CheckpointConfig
 from mllm_jax.config import RunConfig

@@ -13,7 +13,9 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from data_pipelines.loader import LoadedBatch, Loader, Preparation
+from data_pipelines.loader import Loader, Share
+from data_pipelines.loading.loaded_batch import LoadedBatch
+from data_pipelines.preparation import Preparation
 from data_pipelines.quota import Tally
 from data_pipelines.sources.webdataset import WebDatasetConfig
 from data_pipelines.transforms.image_error import ImageError
@@ -61,7 +63,7 @@ class RecordedFeed:
             {"pairs": WebDatasetConfig(shards=shards)},
             Preparation(render, decode, IMAGE_TOKENS, IMAGE_SIZE),
             stage.rows,
-            sharding=request.sharding,
+            share=Share(request.sharding),
             position=request.position,
         )
 

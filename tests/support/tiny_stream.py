@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipelines.loader import Preparation
+from data_pipelines.preparation import Preparation
 from data_pipelines.record import ImagePart, Record, TextPart
 from data_pipelines.rendered import RenderedRecord
 from data_pipelines.sources.source import Entry

@@ -10,7 +10,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from data_pipelines.batch import Batch
-from data_pipelines.loader import BatchReport, LoadedBatch
+from data_pipelines.loading.loaded_batch import BatchReport, LoadedBatch
 from data_pipelines.positions import LanePositions
 from data_pipelines.quota import Tally
 from mllm_jax.checkpoint.checkpointer import CheckpointConfig

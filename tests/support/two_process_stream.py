@@ -11,7 +11,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from data_pipelines.loader import Loader
+from data_pipelines.loader import Loader, Share
 from data_pipelines.positions import gather_positions
 from data_pipelines.sources.webdataset import WebDatasetConfig
 from tests.support.tiny_stream import PREPARATION, decode, stream_config
@@ -31,7 +31,7 @@ def main(index: int, processes: int, port: str, batches: int, folder: str, out: 
     sources = {"pairs": WebDatasetConfig(shards=f"{folder}/*.tar")}
     position = json.loads(Path(saved).read_text())["position"] if saved else None
     digests = []
-    with Loader(stream_config(lanes=4), sources, PREPARED, 8, sharding=sharding, position=position) as loader:
+    with Loader(stream_config(lanes=4), sources, PREPARED, 8, share=Share(sharding), position=position) as loader:
         for _ in range(batches):
             loaded = next(loader)
             arrays = multihost_utils.process_allgather(loaded.batch, tiled=True)

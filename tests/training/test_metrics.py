@@ -6,7 +6,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 from rich.console import Console
 
-from data_pipelines.loader import BatchReport
+from data_pipelines.loading.loaded_batch import BatchReport
 from mllm_jax.models.parameters import abstract_parameters
 from mllm_jax.training.flops import StepCost, peak_flops, step_cost
 from mllm_jax.training.metrics import MetricLog, rewind_metrics

@@ -7,7 +7,7 @@ import fsspec
 import numpy as np
 import pytest
 
-from data_pipelines.loader import Loader
+from data_pipelines.loader import Loader, Share
 from data_pipelines.quota import Skip, add_tallies
 from data_pipelines.sources.image_places import open_images
 from data_pipelines.sources.llava_json import LlavaJsonConfig
@@ -133,7 +133,7 @@ def conversations(tmp_path, server):
 def batches(path, images, lanes=None, count=8):
     config = stream_config(mixture={"talks": 1.0}, skip_quota=0.5)
     source = LlavaJsonConfig(files=str(path), images=str(images))
-    with Loader(config, {"talks": source}, PREPARATION, 4, lanes=lanes, storage=Storage(QUICK)) as loader:
+    with Loader(config, {"talks": source}, PREPARATION, 4, share=Share(lanes=lanes), storage=Storage(QUICK)) as loader:
         return [next(loader) for _ in range(count)]
 
 
