@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from mllm_jax.config import load_run
+from mllm_jax.planning.attempts_terminal import attempts_table
 from mllm_jax.planning.search import best_of, choices_of, pareto, search, write_override
 from mllm_jax.planning.sweep import Attempt, swept
 from mllm_jax.planning.topology import parse_topology
@@ -81,3 +82,13 @@ def test_sweeps_are_all_combinations_and_a_key_without_dots_is_of_every_stage():
     }
     with pytest.raises(ValueError, match="neither a stage nor a run has 'row'"):
         list(swept(["row=1"], stages))
+
+
+def test_a_table_has_a_column_for_every_key_and_one_for_that_of_several_stages():
+    keys = ("stages.a.rows", "stages.b.rows", "model.decoder.stack.remat", "model.encoder.stack.remat")
+    plan = SimpleNamespace(
+        memory=None, failure=None, fits=True, predicted=0.5, mfu=0.4, feed=None, stage=SimpleNamespace(name="a")
+    )
+    table = attempts_table("", [Attempt(dict.fromkeys(keys, "1"), (plan,))])
+    names = [str(column.header) for column in table.columns]
+    assert names[:5] == ["", "rows", "remat", "model.encoder.stack.remat", "stage"]
