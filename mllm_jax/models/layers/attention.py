@@ -13,6 +13,7 @@ from mllm_jax.models.layers.attention_kernels import XLA, AttentionConfig, atten
 from mllm_jax.models.layers.axes import ROWS, BatchAxes
 from mllm_jax.models.layers.cache import KVCache, write_layer
 from mllm_jax.models.layers.masks import PackedMask
+from mllm_jax.models.layers.materialised import materialised
 from mllm_jax.models.layers.media import where_image
 from mllm_jax.models.layers.norms import NORMS, NormName
 from mllm_jax.models.layers.prefix import Prefix
@@ -88,6 +89,7 @@ class SelfAttention(nn.Module):
         if prefix is not None:
             key, value = key_norm(make_key(prefix.embeddings)), make_value(prefix.embeddings)
             read = read + prefix.gate[:, None] * attend(query, key, value, prefix.mask, self.scale, self.soft_cap)
+        read = materialised(read)
         output = self.out_of_heads("output", hidden.shape[-1])(read)
         if at_image is not None:
             output = where_image(at_image, self.out_of_heads("image_output", hidden.shape[-1])(read), output)

@@ -32,7 +32,7 @@ class FeedForward(nn.Module):
         up = Projection((self.feed_forward_width,), ("embed",), ("feed_forward",), name="up", **formats)
         width = self.output_width or hidden.shape[-1]
         down = Projection((width,), ("feed_forward",), ("embed",), name="down", **formats)
-        return down(ACTIVATIONS[self.activation](materialised(up(hidden))))
+        return down(materialised(ACTIVATIONS[self.activation](materialised(up(hidden)))))
 
 
 class GatedFeedForward(nn.Module):
@@ -59,7 +59,7 @@ class GatedFeedForward(nn.Module):
         inner = nn.with_logical_constraint(
             ACTIVATIONS[self.activation](gated) * raised, (*self.batch_axes, "feed_forward_activation")
         )
-        return down(inner)
+        return down(materialised(inner))
 
 
 FeedForwardName = Literal["gated", "plain"]
