@@ -34,6 +34,9 @@ class Numbered:
     def count(self, shard: int) -> int | None:
         return None
 
+    def entries(self, shard: int) -> int | None:
+        return self._samples
+
     def walk(self, shard: int, place: int = 0) -> Iterator[Entry]:
         return (Entry(shard, number, number + 1, None) for number in range(place, self._samples))
 
