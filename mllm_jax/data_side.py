@@ -132,7 +132,9 @@ def _tokenizer(model: ModelChoice, templates: list[ChatTemplate]) -> Tokenizer:
     around_images = dict.fromkeys(
         token for template in templates for token in (*template.image.tokens, *tile_tokens(template, model.tiling))
     )
-    added = (IMAGE_TOKEN, *around_images)
+    # Between chunks comes first, as OpenFlamingo adds its tokens, so that its embeddings fit.
+    between_chunks = dict.fromkeys(token for template in templates for token in template.chunk_tokens)
+    added = (*between_chunks, IMAGE_TOKEN, *around_images)
     if model.tokenizer is None and model.weights is not None:
         return read_tokenizer(model.weights, added)
     path = model.tokenizer or model.decoder.weights

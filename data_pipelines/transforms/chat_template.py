@@ -76,9 +76,10 @@ def stop_ids(template: ChatTemplate, tokenizer: Tokenizer) -> tuple[int, ...]:
 
 def required_tokens(template: ChatTemplate, tokenizer: Tokenizer) -> tuple[str, ...]:
     """The special tokens that rendering with the template asks of the tokenizer."""
-    answer = template.assistant
     formats = [template.user, *([template.system] if template.system else [])]
-    pieces = [*template.start, *answer.before, *answer.end, *answer.after]
+    pieces = [*template.start]
+    for answer in template.answers:
+        pieces += [*answer.before, *answer.chunk_end, *answer.end, *answer.after]
     pieces += [*template.image.before, *template.image.after]
     pieces += [piece for turn in formats for piece in (*turn.before, *turn.after_images, *turn.after)]
     names = [_name(piece, tokenizer) for piece in pieces if isinstance(piece, Special)]
@@ -135,9 +136,10 @@ def _user(turn: Turn, template: ChatTemplate) -> Iterator[_Span]:
 
 
 def _answer(turn: Turn, template: ChatTemplate) -> Iterator[_Span]:
-    answer = template.assistant
+    shows = any(isinstance(part, ImagePart) for part in turn.parts)
+    answer = (shows and template.document) or template.assistant
     yield from _literals(answer.before)
-    contents = list(_contents(turn.parts, template, images_only=False))
+    contents = list(_contents(turn.parts, template, images_only=False, chunk_end=answer.chunk_end))
     texts = [_Span(answer.lead), *contents, _Span(answer.tail)] if contents else []
     for index, span in enumerate(span for span in (*texts, *(_Span(piece) for piece in answer.end)) if span.value):
         learned = turn.learn and span.learn and not span.of_image
@@ -145,14 +147,18 @@ def _answer(turn: Turn, template: ChatTemplate) -> Iterator[_Span]:
     yield from _literals(answer.after)
 
 
-def _contents(parts: Sequence[Part], template: ChatTemplate, *, images_only: bool) -> Iterator[_Span]:
+def _contents(
+    parts: Sequence[Part], template: ChatTemplate, *, images_only: bool, chunk_end: Sequence[Piece] = ()
+) -> Iterator[_Span]:
     kept = [part for part in parts if isinstance(part, ImagePart) or (not images_only and part.text.strip())]
     around, separator = template.image, "" if images_only else template.separator
-    after_image, learn = False, True
+    shown, after_image, learn = False, False, True
     for index, part in enumerate(kept):
         if index and separator:
             yield _Span(separator, learn=learn)
         if isinstance(part, ImagePart):
+            yield from (_Span(piece) for piece in chunk_end if shown)
+            shown = True
             before = () if after_image and around.joined and not separator else around.before
             yield from (_Span(piece, of_image=True) for piece in (*before, part, *around.after))
             after_image = learn = True

@@ -66,13 +66,22 @@ def jinja(template: ChatTemplate, tokenizer: Tokenizer, image_tokens: int = 1) -
             "{% for message in turns %}{% if message['role'] == 'user' %}",
             write(template.user.before) + in_user + _user_content(template.user, write) + write(template.user.after),
             "{% elif message['role'] == 'assistant' %}",
-            write(before) + "{% set text = content(message) %}",
+            write(before) + "{% set text = content(message) %}" + _chunked(template),
             "{% generation %}{% if text %}" + write((moved, answer.lead)) + "{{ text }}" + write((answer.tail,)),
             "{% endif %}" + write(answer.end) + "{% endgeneration %}" + write(answer.after),
             "{% else %}{{ raise_exception('A system turn may only stand first.') }}{% endif %}{% endfor %}",
             "{% if add_generation_prompt %}" + write(answer.before) + "{% endif %}",
         ]
     )
+
+
+def _chunked(template: ChatTemplate) -> str:
+    """What puts the end of a chunk before every image of an answer's text but the first."""
+    if template.document is None or not template.document.chunk_end:
+        return ""
+    end = _literal("".join(map(_spelled, template.document.chunk_end)))
+    joined = "pieces[0] + image + (pieces[1:] | join(" + end + " + image))"
+    return "{% set pieces = text.split(image) %}{% if pieces | length > 1 %}{% set text = " + joined + " %}{% endif %}"
 
 
 def _macros(around: ImageFormat) -> str:

@@ -76,6 +76,8 @@ class AnswerFormat(Config):
     end: tuple[Piece, ...] = ()
     """The end of the turn, learned with the content."""
     after: tuple[Piece, ...] = ()
+    chunk_end: tuple[Piece, ...] = ()
+    """Before every image of the content but the first, learned: where what is said of the image before it ends."""
 
 
 class ChatTemplate(Config):
@@ -92,9 +94,22 @@ class ChatTemplate(Config):
     """The system content of conversations that bring none; None or empty: no system turn."""
     user: TurnFormat
     assistant: AnswerFormat
+    document: AnswerFormat | None = None
+    """Of an assistant's content that shows images itself, as interleaved documents do; None: as of any other."""
     image: ImageFormat = ImageFormat()
     separator: str = "\n"
     """Text between two parts of a content."""
+
+    @property
+    def answers(self) -> tuple[AnswerFormat, ...]:
+        """All formats of an assistant's content."""
+        return (self.assistant,) if self.document is None else (self.assistant, self.document)
+
+    @property
+    def chunk_tokens(self) -> tuple[str, ...]:
+        """The names of the special tokens between chunks, which tokenizers of language models do not have."""
+        specials = (piece for answer in self.answers for piece in answer.chunk_end if isinstance(piece, Special))
+        return tuple(special.token for special in specials if special.token)
 
     def with_system(self, content: str | None) -> "ChatTemplate":
         """The same template with another default system content."""
@@ -136,6 +151,19 @@ PLAIN = ChatTemplate(
 
 DOCUMENT = PLAIN.model_copy(update={"name": "document", "assistant": AnswerFormat(end=(EOS,))})
 """Interleaved documents, and pairs beside them: each text as it is, images where they stand in it, the end token."""
+
+END_OF_CHUNK = Special(token="<|endofchunk|>")
+
+FLAMINGO = PLAIN.model_copy(
+    update={
+        "name": "flamingo",
+        "assistant": AnswerFormat(end=(END_OF_CHUNK, EOS)),
+        "document": AnswerFormat(chunk_end=(END_OF_CHUNK,), end=(END_OF_CHUNK,), after=(EOS,)),
+        "separator": "",
+    }
+)
+"""OpenFlamingo's: every text that follows an image ends with a token of its own, in pairs and in documents; the end
+token after the last text of a document is not learned."""
 
 VICUNA_V1 = ChatTemplate(
     name="vicuna_v1",
@@ -258,7 +286,20 @@ MISTRAL = ChatTemplate(
 TEMPLATES: dict[str, ChatTemplate] = {
     template.name: template
     for template in (
-        *(PLAIN, DOCUMENT, VICUNA_V1, LLAMA2, LLAMA3, CHATML, INTERNVL, IDEFICS2, IDEFICS3, SMOLVLM, QWEN2_VL),
+        *(
+            PLAIN,
+            DOCUMENT,
+            FLAMINGO,
+            VICUNA_V1,
+            LLAMA2,
+            LLAMA3,
+            CHATML,
+            INTERNVL,
+            IDEFICS2,
+            IDEFICS3,
+            SMOLVLM,
+            QWEN2_VL,
+        ),
         *(GEMMA, PALIGEMMA, PHI3, MISTRAL),
     )
 }

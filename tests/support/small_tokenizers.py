@@ -38,6 +38,7 @@ CHAT_TOKENS = (
     "<|user|>",
     "<|assistant|>",
     "<|end|>",
+    "<|endofchunk|>",
 )
 LLAMA3_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
