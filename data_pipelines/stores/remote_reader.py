@@ -4,13 +4,13 @@ import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 from data_pipelines.stores.blocks import BlockName, Blocks, MemoryBlocks
-from data_pipelines.stores.errors import ChangedObjectError
+from data_pipelines.stores.errors import ChangedObjectError, UnreadableError
 from data_pipelines.stores.expected_reads import ExpectedReads, Place
 from data_pipelines.stores.remote_object import RemoteObject, check_version, open_remote
 from data_pipelines.stores.retries import Retries
@@ -192,12 +192,25 @@ class RemoteReader:
         return self._retries.run(lambda: self._object(path).object.read(start, end), _range(path, start, end))
 
     def _arrived(self, future: "Future[bytes]", path: str, start: int, end: int) -> bytes:
-        """Waits for a request, and says so when that takes long."""
-        waited = 0.0
-        while not wait((future,), timeout=self._limits.slow_seconds).done:
-            waited += self._limits.slow_seconds
+        """Waits for a request, and says so when that takes long.
+
+        Raises:
+            UnreadableError: the reader was closed before the request was made.
+        """
+        waited, slow = 0.0, self._limits.slow_seconds
+        while True:
+            try:
+                # Not `wait`, which does not notice that a request was cancelled.
+                return future.result(slow)
+            except CancelledError:
+                raise UnreadableError(
+                    f"{_range(path, start, end)}: the storage was closed before it was read"
+                ) from None
+            except TimeoutError:
+                if future.done():
+                    return future.result()
+            waited += slow
             self._log.say(f"waiting for {_range(path, start, end)} for {waited:.0f} s")
-        return future.result()
 
     def _opened(self, path: str) -> _Opened:
         """Opens an object; it must be what it was when this process first opened it."""

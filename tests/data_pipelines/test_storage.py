@@ -1,5 +1,6 @@
 import re
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import fsspec
 import numpy as np
@@ -170,6 +171,23 @@ def test_an_expected_image_that_fails_is_an_error_for_whoever_reads_it(server, s
     with pytest.raises(OSError, match=r"a\.tar \(bytes 10 to 14\) in 1 attempts"):
         store.read_image(ByteRange(served, 10, 5))
     assert store.read_image(ByteRange(served, 10, 5)) == CONTENTS[10:15]
+
+
+def test_whoever_waits_for_a_request_that_is_not_made_any_more_is_let_go(server, served, storage):
+    """One request at a time, the second of which never has its turn."""
+    store = storage(requests=1, read_ahead=0)
+    store.size(served)
+    server.faults, server.slow_seconds = ["slow"], 0.3
+    with ThreadPoolExecutor(2) as readers:
+        first = readers.submit(store.read_image, ByteRange(served, 0, 50))
+        while server.faults:
+            time.sleep(0.01)
+        second = readers.submit(store.read_image, ByteRange(served, 5 * BLOCK, 50))
+        time.sleep(0.05)
+        store.close()
+        assert first.result(10) == CONTENTS[:50]
+        with pytest.raises(UnreadableError, match="closed before it was read"):
+            second.result(10)
 
 
 def test_what_is_read_ahead_stays_within_the_memory(server, served, storage, caplog):
