@@ -130,7 +130,7 @@ def main() -> None:
     options = parser.parse_args()
     runs: dict[tuple[str, str], list[dict[str, float]]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        generated_shards(folder, options.samples, (85, 90))
+        generated_shards(folder, options.samples, (85, 90), plain_headers=False)
         write_tokenizer(Path(folder, "tokenizer.model"))
         for _ in range(options.repeats):
             for processes in options.processes:
