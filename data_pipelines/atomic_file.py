@@ -1,10 +1,14 @@
 """Files that are there whole or not at all."""
 
 import os
+import re
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
+_UNFINISHED = re.compile(r"\..+\.\d+-[0-9a-f]{8}")
+"""Names of the files that `replace_file` has not put in their place."""
 
 
 def replace_file(path: str | Path, chunks: Iterable[Any]) -> None:
@@ -25,3 +29,8 @@ def replace_file(path: str | Path, chunks: Iterable[Any]) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def unfinished_files(folder: Path) -> Iterator[Path]:
+    """Yields what processes that were killed while they wrote had not put in its place."""
+    return (path for path in folder.iterdir() if _UNFINISHED.fullmatch(path.name))

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import Field
 
-from data_pipelines.atomic_file import replace_file
+from data_pipelines.atomic_file import replace_file, unfinished_files
 from data_pipelines.building.manifest import MANIFEST, read_json
 from data_pipelines.config_class import Config
 from data_pipelines.sources.choice import SourceConfig
@@ -68,8 +68,7 @@ def claimed(config: BuildConfig, source: Source) -> Iterator[dict[str, Any] | No
     config.work.mkdir(parents=True, exist_ok=True)
     with _locked(config.work / "lock", output):
         replace_file(config.work / _DESCRIPTION, [json.dumps(job).encode()])
-        for left in output.glob(".*.tar*"):
-            # What a process that was killed had not put in its place.
+        for left in unfinished_files(output):
             left.unlink()
         yield None
 

@@ -166,6 +166,9 @@ def test_a_build_that_is_killed_goes_on_and_keeps_what_is_whole(tmp_path, proces
         path: path.stat().st_ino for path in out.glob("*.tar") if path.with_name(f"{path.stem}_stats.json").exists()
     }
     assert not (out / MANIFEST).exists() and 0 < len(kept) < 60
+    # As if it had been killed in the middle of any of its files.
+    for name in ("00007.tar", "00001_stats.json", "skipped.jsonl"):
+        (out / f".{name}.4711-0123abcd").write_bytes(b"half")
     gone_on = start(source, out, processes)
     assert "60 records in 60 shards" in gone_on.communicate(timeout=300)[0]
     reference = tmp_path / "reference"
