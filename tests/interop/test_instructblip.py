@@ -65,7 +65,7 @@ def test_transformers_gives_the_same_tokens_and_answers(tmp_path: Path, proven: 
 
 
 HIDING = {
-    **dict.fromkeys(("plain", "document", "paligemma"), "a user's text begins"),
+    **dict.fromkeys(("plain", "document", "flamingo", "paligemma"), "a user's text begins"),
     **dict.fromkeys(("gemma", "mistral"), "it ends"),
 }
 """Templates in whose prompts an instruction cannot be found, and what they do not show."""
