@@ -8,13 +8,14 @@ from data_pipelines.loading.loader_config import LoaderConfig
 from data_pipelines.preparation import Preparation
 from data_pipelines.preparation_description import ConversationTexts, PairTexts, PreparationDescription
 from data_pipelines.storage import Storage
-from data_pipelines.tokenizer import IMAGE_TOKEN, Tokenizer, load_tokenizer
+from data_pipelines.tokenizer import Tokenizer, load_tokenizer
 from data_pipelines.transforms.image import ImageTransformConfig
 from data_pipelines.transforms.instructions import InstructionEncoder
 from data_pipelines.transforms.pairs import CaptionEncoder
 from data_pipelines.transforms.template_check import check_template
-from data_pipelines.transforms.templates import TEMPLATES, ChatTemplate
-from data_pipelines.transforms.tile_marks import marked, tile_tokens
+from data_pipelines.transforms.templates import TEMPLATES
+from data_pipelines.transforms.tile_marks import marked
+from mllm_jax.added_tokens import added_tokens, run_templates
 from mllm_jax.batch_form import batch_form
 from mllm_jax.config import RunConfig
 from mllm_jax.interop.connector_weights import check_connector_weights
@@ -111,10 +112,8 @@ def data_side(config: RunConfig) -> DataSide:
     Raises:
         ValueError: a tokenizer that does not fit a template or the embedding, or weights of another architecture.
     """
-    names = dict.fromkeys([config.model.chat_template, *(stage.template for stage in config.stages)])
-    templates = [TEMPLATES[name] for name in names if name is not None]
-    tokenizer = _tokenizer(config.model, templates)
-    for template in templates:
+    tokenizer = _tokenizer(config.model, added_tokens(config))
+    for template in run_templates(config):
         check_template(template, tokenizer)
         marked(template, config.model.tiling, tokenizer)  # Raises where the tiles of an image cannot be marked.
     model = multimodal_config(config.model, tokenizer.vocabulary_size)
@@ -127,14 +126,8 @@ def data_side(config: RunConfig) -> DataSide:
     return DataSide(config, model, tokenizer, instructions, captions)
 
 
-def _tokenizer(model: ModelChoice, templates: list[ChatTemplate]) -> Tokenizer:
-    """The decoder's tokenizer, with the tokens that stand for images and around them."""
-    around_images = dict.fromkeys(
-        token for template in templates for token in (*template.image.tokens, *tile_tokens(template, model.tiling))
-    )
-    # Between chunks comes first, as OpenFlamingo adds its tokens, so that its embeddings fit.
-    between_chunks = dict.fromkeys(token for template in templates for token in template.chunk_tokens)
-    added = (*between_chunks, IMAGE_TOKEN, *around_images)
+def _tokenizer(model: ModelChoice, added: tuple[str, ...]) -> Tokenizer:
+    """The decoder's tokenizer, with the added tokens."""
     if model.tokenizer is None and model.weights is not None:
         return read_tokenizer(model.weights, added)
     path = model.tokenizer or model.decoder.weights

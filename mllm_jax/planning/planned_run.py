@@ -8,13 +8,11 @@ from typing import Any, NamedTuple
 
 from jax.sharding import AbstractMesh, AxisType
 
-from data_pipelines.tokenizer import IMAGE_TOKEN
-from data_pipelines.transforms.templates import TEMPLATES
-from data_pipelines.transforms.tile_marks import tile_tokens
+from mllm_jax.added_tokens import added_tokens
 from mllm_jax.config import RunConfig, load_run
 from mllm_jax.data_side import data_side
 from mllm_jax.interop.hub import local_folder
-from mllm_jax.model_choice import ModelChoice, multimodal_config
+from mllm_jax.model_choice import multimodal_config
 from mllm_jax.models.multimodal import MultimodalConfig
 from mllm_jax.parallel.mesh import MeshConfig, axes_of, make_mesh, mesh_shape
 from mllm_jax.planning.topology import Topology, devices_of
@@ -132,7 +130,7 @@ def _model(config: RunConfig) -> tuple[MultimodalConfig, tuple[str, ...]]:
     absent = [each for each in (named, *others) if each is not None and not _is_there(each)]
     if named is not None and not absent:
         return data_side(config).model, ()
-    added = _added_tokens(config)
+    added = added_tokens(config)
     entries = int(choice.decoder.architecture["vocab_size"])
     model = multimodal_config(choice, entries + len(added))
     why = f"there is no {' and no '.join(absent)}" if absent else "model.tokenizer is null"
@@ -148,12 +146,3 @@ def _text_tokenizers(config: RunConfig) -> list[str]:
     objectives = (stage.objective for stage in config.stages)
     texts = [each.text for each in objectives if isinstance(each, QFormerObjectiveConfig)]
     return [text.tokenizer for text in texts if text is not None]
-
-
-def _added_tokens(config: RunConfig) -> tuple[str, ...]:
-    """Tokens that the chat templates of a run need beside the tokenizer's own."""
-    choice: ModelChoice = config.model
-    names = dict.fromkeys([choice.chat_template, *(stage.template for stage in config.stages)])
-    templates = [TEMPLATES[name] for name in names if name is not None]
-    around = (token for each in templates for token in (*each.image.tokens, *tile_tokens(each, choice.tiling)))
-    return tuple(dict.fromkeys((IMAGE_TOKEN, *around)))

@@ -97,7 +97,8 @@ def plan_stage(planned: PlannedRun, stage: Stage, options: PlanOptions) -> Stage
     A step that does not fit is a plan with a `failure`. Other errors of the compiler are raised as they are.
     """
     topology, chip = planned.topology, planned.topology.chip
-    batch = abstract_batch(batch_form(planned.run.ingredients.model, stage.config), stage.config, _rows(planned))
+    form, rows = batch_form(planned.run.ingredients.model, stage.config), batch_sharding(planned.run.mesh)
+    batch = abstract_batch(form, stage.config, rows)
     state = state_bytes(stage.abstract, batch)
     compiled, failure, seconds = _compiled(planned, stage, batch)
     mesh = dict(planned.run.mesh.shape)
@@ -128,10 +129,6 @@ def plan_stage(planned: PlannedRun, stage: Stage, options: PlanOptions) -> Stage
         bill=bill(stage.config, topology, expected, price) if expected else None,
         failure=failure,
     )
-
-
-def _rows(planned: PlannedRun) -> Any:
-    return batch_sharding(planned.run.mesh)
 
 
 def _compiled(planned: PlannedRun, stage: Stage, batch: Any) -> tuple[Any, OutOfMemory | None, float]:
