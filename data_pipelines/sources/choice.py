@@ -60,9 +60,7 @@ def source_of_path(path: str, images: str | None = None, storage: Storage | None
     if path.endswith((".json", ".jsonl")):
         kind = _kind_of_json(path, storage or Storage())
         found = {"files": path, "images": images or image_folder(path), "kind": kind}
-        chosen: SourceConfig = TypeAdapter(SourceConfig).validate_python(
-            found | {"kind": _kind_of_json(path, storage or Storage())}
-        )
+        chosen: SourceConfig = TypeAdapter(SourceConfig).validate_python(found)
         return chosen
     if path.endswith(BLENDS):
         return LlavaBlendConfig(files=path, images=images or image_folder(path))
