@@ -77,10 +77,9 @@ def samples(read: ReadAt, file_size: int, start: int = 0, ahead: Ahead | None = 
     buffer, buffer_start, last = b"", start, -1
     likely = _Likely()
     rests, times, endings = likely.rests, likely.times, likely.endings
-    prefix, skip = _UNSEEN, BLOCK
+    prefix, skip, begin, offset = _UNSEEN, BLOCK, start, start
     sample: TarSample | None = None
     held: dict[str, tuple[int, int]] = {}
-    begin = offset = start
     while True:
         at = offset - buffer_start
         if at > last:
@@ -116,22 +115,37 @@ def samples(read: ReadAt, file_size: int, start: int = 0, ahead: Ahead | None = 
                     begin = offset = following
                     continue
         member = next(members(read, file_size, begin), None)
-        key, extension = _parted(member)
-        if sample is not None and (key != sample.key or extension in held):
-            sample.following, sample.at_break = begin, isinstance(member, Break)
-            yield sample
-            sample = None
-        if not isinstance(member, Member):
-            yield from () if member is None else (member,)
+        told, sample = _looked_at(member, begin, sample)
+        yield from told
+        if sample is None or not isinstance(member, Member):
             return
-        if sample is None:
-            held = {}
-            sample = TarSample(str(key), member.begin, member.following, held, None)
-        _add(sample, member, extension)
-        at = begin - buffer_start
-        likely.learn(buffer[at : at + member.offset - begin] if at >= 0 else b"", member)
+        held = sample.members
+        likely.learn(buffer, begin - buffer_start, member)
         times, prefix = likely.times, _UNSEEN
         begin = offset = member.following
+
+
+def _looked_at(
+    member: Member | Break | None, begin: int, sample: TarSample | None
+) -> tuple[list[TarSample | Break], TarSample | None]:
+    """What ends before a member whose header was followed, and the sample that it belongs to; None: the tar has ended.
+
+    Args:
+        member: the next one, or what ends the tar.
+        begin: where it begins.
+        sample: that of the member before it.
+    """
+    key, extension = _parted(member)
+    told: list[TarSample | Break] = []
+    if sample is not None and (key != sample.key or extension in sample.members):
+        sample.following, sample.at_break = begin, isinstance(member, Break)
+        told, sample = [sample], None
+    if isinstance(member, Member):
+        sample = sample or TarSample(str(key), member.begin, member.following, {}, None)
+        _add(sample, member, extension)
+    elif member is not None:
+        told.append(member)
+    return told, sample
 
 
 class _Rests(dict[int, bytes]):
@@ -168,8 +182,9 @@ class _Likely:
         self.endings: dict[bytes, str] = {}
         """How the name ends, behind the first dot, and what that is as an extension."""
 
-    def learn(self, headers: bytes, member: Member) -> None:
-        """Takes the headers of a member, as far as they are at hand."""
+    def learn(self, buffer: bytes, at: int, member: Member) -> None:
+        """Takes the headers of a member, which begin at a place of a buffer, as far as they are there."""
+        headers = buffer[at : at + member.offset - member.begin] if at >= 0 else b""
         if member.refusal is not None or len(headers) < member.offset - member.begin:
             return
         self.rests.learn(headers[-BLOCK:])
