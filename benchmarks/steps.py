@@ -206,9 +206,9 @@ def our_step(shape: StepShape, dtype: str) -> Callable[[], float]:
     from mllm_jax.training.ingredients import Ingredients
     from mllm_jax.training.metrics import LoggingConfig
     from mllm_jax.training.plan import Run, plan_stages
+    from mllm_jax.training.stage_run import compiled_step
     from mllm_jax.training.stages import StageConfig
-    from mllm_jax.training.state import create_state, shardings_of
-    from mllm_jax.training.step import StepOptions, compile_train_step, make_train_step
+    from mllm_jax.training.state import create_state
 
     model = our_model(shape)
     stage_config = StageConfig.model_validate(
@@ -223,21 +223,20 @@ def our_step(shape: StepShape, dtype: str) -> Callable[[], float]:
         }
     )
 
-    def no_feed(request: Any) -> Any:
-        raise NotImplementedError
+    def never(request: Any) -> Any:
+        raise AssertionError("a step alone is timed: its parameters are random, and so is its batch")
 
     precision = PrecisionConfig(parameters=dtype, frozen=dtype, compute=dtype)
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     with tempfile.TemporaryDirectory() as folder:
-        ingredients = Ingredients(model, precision, lambda abstract: abstract, no_feed)
+        ingredients = Ingredients(model, precision, initial_parameters=never, open_feed=never)
         run = Run(Path(folder), ingredients, mesh, CheckpointConfig(), LoggingConfig(), Console(quiet=True))
         [stage] = plan_stages([stage_config], run)
     parameters = init_parameters(model, jax.random.key(0), precision.parameter_dtype)
     state = create_state(parameters, stage.abstract, stage.optimizer)
     del parameters
-    train_step = make_train_step(stage.objective, stage.optimizer, stage.rates, StepOptions())
     with use_mesh(mesh):
-        compiled = compile_train_step(train_step, shardings_of(stage.abstract), None)
+        compiled = compiled_step(stage, run)
     batch = our_batch(shape)
 
     def step() -> float:
