@@ -22,27 +22,15 @@ from tests.support.run_files import finished
 from tests.support.small_tokenizers import write_bert
 
 RUN_FILE = """
+extends: base.yaml
 output: {folder}/{variant}
 model:
   encoder:
     preset: {preset}
-    architecture: {{image_size: [8, 8], patch_size: 4, width: 32, layers: 1, heads: 2, feed_forward_width: 32}}
+    architecture: {{width: 32, feed_forward_width: 32}}
   connector: {{kind: linear}}
   decoder:
-    preset: tiny_llama
-    architecture: {{width: 32, layers: 1, heads: 2, kv_heads: 2, head_width: 16, feed_forward_width: 32,
-      attention: {attention}}}
-  tokenizer: {folder}/tokenizer
-  chat_template: plain
-  image_transform: {{mode: squash}}
-  precision: {{compute: float32}}
-data:
-  lanes: 4
-  shuffle_window: 20
-  skip_quota: 0.2
-  sources:
-    pairs: {{kind: webdataset, shards: "{folder}/shards/*.tar"}}
-    held_out: {{kind: webdataset, shards: "{folder}/held_out/*.tar"}}
+    architecture: {{width: 32, kv_heads: 2, head_width: 16, feed_forward_width: 32, attention: {attention}}}
 stages:
   - name: compare
     mixture: {{pairs: 1}}

@@ -15,25 +15,17 @@ from data_pipelines.statistics.source_statistics import MEASURES
 from mllm_jax.cli import build_parser, main
 from mllm_jax.training.host_cores import ACCELERATORS
 from tests.support.captioned_colours import CAUSES, SAMPLES, write_captioned_colours
-from tests.support.run_files import TINY_RUN
 from tests.support.small_tokenizers import word_pieces, write_bert
 
 PAGE = Path(__file__).parents[1] / "docs" / "data_stats.md"
 RUN_FILE = """
-extends: {base}
-output: {folder}/run
+extends: base.yaml
 model:
   connector:
     {{kind: q_former, queries: 2, width: 32, layers: 2, heads: 2, feed_forward_width: 32, stack: {{scan: false}}}}
-  tokenizer: {folder}/tokenizer
-  chat_template: plain
 data:
   lanes: 2
-  shuffle_window: 20
-  skip_quota: 0.2
   sources:
-    pairs: {{kind: webdataset, shards: "{folder}/shards/*.tar"}}
-    held_out: {{kind: webdataset, shards: "{folder}/held_out/*.tar"}}
     nothing: {{kind: webdataset, shards: "{folder}/nothing.tar"}}
     bad: {{kind: webdataset, shards: "{folder}/bad/*.tar"}}
 stages:
@@ -59,7 +51,7 @@ def run_file(tmp_path_factory) -> str:
     write_bert(folder / "bert")
     (folder / "nothing.tar").write_bytes(b"\0" * 10240)
     write_shards([ImageText(b"no image", "a caption", "png")] * 3, folder / "bad")
-    (folder / "run.yaml").write_text(RUN_FILE.format(base=TINY_RUN, folder=folder, words=len(word_pieces()) + 1))
+    (folder / "run.yaml").write_text(RUN_FILE.format(folder=folder, words=len(word_pieces()) + 1))
     return str(folder / "run.yaml")
 
 

@@ -15,29 +15,20 @@ from mllm_jax.training.ingredients import FeedRequest
 from mllm_jax.training.plan import Run
 from mllm_jax.training.run import Outcome, run_stages
 from tests.support.captioned_colours import KINDS, SAMPLES, write_captioned_colours
-from tests.support.run_files import TINY_RUN, CutShortError, cut_short, run_of
+from tests.support.run_files import CutShortError, cut_short, run_of
 
 RUN_FILE = """
-extends: {base}
-output: {folder}/run
-model: {{tokenizer: {folder}/tokenizer, chat_template: plain}}
-data:
-  lanes: 4
-  shuffle_window: 20
-  skip_quota: 0.2
-  sources:
-    pairs: {{kind: webdataset, shards: "{folder}/shards/*.tar"}}
-    held_out: {{kind: webdataset, shards: "{folder}/held_out/*.tar"}}
+extends: base.yaml
 stages:
   - name: align
-    mixture: {{pairs: {{epochs: 1}}, held_out: {{epochs: 1.5}}}}
-    validation: {{mixture: {{held_out: {{epochs: 1}}}}, every: 1000}}
+    mixture: {pairs: {epochs: 1}, held_out: {epochs: 1.5}}
+    validation: {mixture: {held_out: {epochs: 1}}, every: 1000}
     rows: 8
     row_length: 48
     images_per_row: 3
     steps: 100
     trainable: ["connector/**"]
-    schedule: {{peak: 1e-2, warmup: 0}}
+    schedule: {peak: 1e-2, warmup: 0}
 """
 GIVEN = SAMPLES + 3 * KINDS // 2
 
@@ -46,7 +37,7 @@ GIVEN = SAMPLES + 3 * KINDS // 2
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ending")
     write_captioned_colours(folder)
-    (folder / "run.yaml").write_text(RUN_FILE.format(base=TINY_RUN, folder=folder))
+    (folder / "run.yaml").write_text(RUN_FILE)
     list(index_shards([f"{folder}/shards/*.tar", f"{folder}/held_out/*.tar"]))
     return folder
 

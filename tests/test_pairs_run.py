@@ -24,27 +24,17 @@ from mllm_jax.training.plan import Run, plan_stages
 from mllm_jax.training.run import Outcome, run_stages
 from tests.support.captioned_colours import CAUSES, SAMPLES, colour_of, write_captioned_colours
 from tests.support.parity import assert_same_logits
-from tests.support.run_files import TINY_RUN, CutShortError, cut_short, run_of
+from tests.support.run_files import CutShortError, cut_short, run_of
 from tests.support.small_tokenizers import word_pieces, write_bert
 
 ROWS = 16
 STEPS = 160
 RUN_FILE = """
-extends: {base}
-output: {folder}/run
+extends: base.yaml
 model:
   encoder: {{preset: eva_vit_g14}}
   connector:
     {{kind: q_former, queries: 2, width: 32, layers: 2, heads: 2, feed_forward_width: 32, stack: {{scan: false}}}}
-  tokenizer: {folder}/tokenizer
-  chat_template: plain
-data:
-  lanes: 4
-  shuffle_window: 20
-  skip_quota: 0.2
-  sources:
-    pairs: {{kind: webdataset, shards: "{folder}/shards/*.tar"}}
-    held_out: {{kind: webdataset, shards: "{folder}/held_out/*.tar"}}
 stages:
   - name: represent
     mixture: {{pairs: 1}}
@@ -71,7 +61,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pairs")
     write_captioned_colours(folder)
     write_bert(folder / "bert")
-    (folder / "run.yaml").write_text(RUN_FILE.format(base=TINY_RUN, folder=folder, words=len(word_pieces()) + 1))
+    (folder / "run.yaml").write_text(RUN_FILE.format(folder=folder, words=len(word_pieces()) + 1))
     return folder
 
 

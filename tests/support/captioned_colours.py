@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from data_pipelines.shards import ImageText, write_shards
+from tests.support.run_files import TINY_RUN
 from tests.support.small_tokenizers import write_tokenizer_folder
 
 COLOURS = "abcdefgh"
@@ -17,14 +18,30 @@ SAMPLES = 302
 """In the shards to train on; two of them are faulty."""
 CAUSES = ("image_unsupported", "empty_caption")
 """Of the faults."""
+BASE = """
+extends: {tiny}
+output: {folder}/run
+model: {{tokenizer: {folder}/tokenizer, chat_template: plain}}
+data:
+  lanes: 4
+  shuffle_window: 20
+  skip_quota: 0.2
+  sources:
+    pairs: {{kind: webdataset, shards: "{folder}/shards/*.tar"}}
+    held_out: {{kind: webdataset, shards: "{folder}/held_out/*.tar"}}
+"""
 
 
 def write_captioned_colours(folder: Path) -> None:
-    """Writes `shards`, `held_out` (every kind once, with other noise) and the decoder's `tokenizer`."""
+    """Writes `shards`, `held_out` (every kind once, with other noise), the decoder's `tokenizer`, and `base.yaml`.
+
+    That is a run file to extend, with these and a model whose steps take no time.
+    """
     faulty = [ImageText(b"no image", "a a", "png"), ImageText(_png(0, 0, 0), "   ", "png")]
     write_shards([*_examples(0, 150), *faulty, *_examples(150, 150)], folder / "shards")
     write_shards(_examples(1000, KINDS), folder / "held_out")
     write_tokenizer_folder(folder / "tokenizer")
+    (folder / "base.yaml").write_text(BASE.format(tiny=TINY_RUN, folder=folder))
 
 
 def colour_of(pixels: np.ndarray) -> str:
