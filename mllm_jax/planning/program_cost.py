@@ -138,6 +138,7 @@ class _Costs:
         self._mesh = mesh
         self._chip = links.topology.chip
         self._known: dict[str, ProgramCost] = {}
+        self._apart = _begun_apart(program)
 
     def of(self, name: str) -> ProgramCost:
         if name not in self._known:
@@ -250,12 +251,13 @@ class _Costs:
         if found is None:
             return False
         targets = {each.target for _, each in inside}
-        channel = f"channel {found.attribute('channel_id')}"
+        channel = _channel(found)
         if "AsyncCollectiveDone" in targets:
             self._finish(cost, timeline, channel)
             return instruction.estimated("estimated_cycles") is None
-        if channel in timeline.pending and instruction.opcode == "fusion":
-            return False  # A fusion that takes the collective a step further beside its own work.
+        if instruction.opcode == "fusion" and channel in self._apart and "AsyncCollectiveStart" not in targets:
+            # It takes the collective a step further beside its own work, be it in a loop that stands behind the start.
+            return False
         kind = collective_kind(found)
         assert kind is not None
         if kind == "all-reduce" and any(each.opcode == "dynamic-slice" for _, each in inside):
@@ -296,6 +298,21 @@ class _Costs:
         use.seconds += seconds
         timeline.start(name, self._links.direction(groups) if permutes else "links", seconds, use)
         return use
+
+
+def _channel(collective: Instruction) -> str:
+    return f"channel {collective.attribute('channel_id')}"
+
+
+def _begun_apart(program: Program) -> set[str]:
+    """Channels of the collectives that one fusion begins and another ends, wherever they stand."""
+    return {
+        _channel(each)
+        for computation in program.computations.values()
+        if any(each.target == "AsyncCollectiveStart" for each in computation.values())
+        for each in computation.values()
+        if collective_kind(each) is not None
+    }
 
 
 def _collective_bytes(kind: str, collective: Instruction, groups: Groups) -> float:

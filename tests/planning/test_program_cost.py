@@ -81,6 +81,15 @@ backend_config={"custom_call_config":{"cost_estimate":{"flops":"985000000000"}}}
 }
 """
 MESH = {"data": 4, "fsdp": 2}
+STEP = """%step (a.2: bf16[8192,2048], p.2: bf16[1024,2048]) -> bf16[8192,8192] {
+  %a.2 = bf16[8192,2048]{1,0} parameter(0)
+  %p.2 = bf16[1024,2048]{1,0} parameter(1)
+  %gathered.2 = bf16[8192,2048]{1,0} all-gather(%p.2), channel_id=7, replica_groups=[1,8]<=[8], dimensions={0}
+  ROOT %dot.2 = bf16[8192,8192]{1,0} dot(%a.2, %a.2), lhs_contracting_dims={1}, rhs_contracting_dims={1}, \
+metadata={op_name="jit(train_step)/jvp(M.decode)/decoder/up/dot_general"}
+}
+
+"""
 
 
 @pytest.mark.parametrize("beside_seconds", [0.4 * RING, 3 * RING])
@@ -99,6 +108,28 @@ def test_a_loop_hides_as_much_of_a_collective_as_it_computes_beside_it(beside_se
     assert cost.seconds == pytest.approx(
         cost.compute["decoder"] + gathered.exposed + reduced.exposed + cost.kernels["flash_forward"]
     )
+
+
+CARRIED = (
+    SCHEDULE.replace("%start (p:", STEP + "%start (p:")
+    .replace("  %begin = (bf16[1024,2048]{1,0}, bf16[8192,2048]{1,0}) fusion(%shard), kind=kCustom, calls=%start\n", "")
+    .replace("  %end = bf16[8192,2048]{1,0} fusion(%shard), kind=kCustom, calls=%done\n", "")
+    .replace("tuple(%next, %shard, %end)", "tuple(%next, %shard, %x)")
+    .replace("fusion(%x), kind=kOutput, calls=%product", "fusion(%x, %shard), kind=kOutput, calls=%step")
+    .replace(
+        "  %first =", "  %begin = (bf16[1024,2048]{1,0}, bf16[8192,2048]{1,0}) fusion(%s), calls=%start\n  %first ="
+    )
+    .replace("  %last =", "  %end = bf16[8192,2048]{1,0} fusion(%s), kind=kCustom, calls=%done\n  %last =")
+)
+
+
+def test_a_collective_that_goes_on_beside_the_turns_of_a_loop_is_one_and_their_work_counts():
+    """As XLA fuses it: begun before the loop, a step further in every turn, waited for behind it."""
+    cost = on_a_line(CARRIED.replace("CYCLES", str(round(0.5 * RING * V5E.clock))), MESH)
+    gathered = cost.collectives["all-gather", "data+fsdp"]
+    assert (gathered.count, gathered.synchronous, gathered.exposed) == (1, 0, 0.0)
+    assert cost.flops["decoder"] == 32 * 2 * 8192 * 8192 * 2048 + 985e9
+    assert cost.compute["decoder"] == pytest.approx(16 * RING, rel=1e-4)
 
 
 def test_operations_of_a_loop_and_of_a_kernel_that_says_its_own():
