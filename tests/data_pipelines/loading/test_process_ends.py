@@ -12,20 +12,9 @@ import pytest
 
 from data_pipelines.sources.webdataset import WebDatasetConfig
 from data_pipelines.storage import Storage, StorageConfig
-from tests.support.described import descriptions, open_described, write_pictures
+from tests.support.described import open_described, write_pictures
 from tests.support.processes import ROOT
 from tests.support.range_server import range_server
-from tests.support.small_tokenizers import small_tokenizer
-
-
-@pytest.fixture(scope="module")
-def sources(tmp_path_factory):
-    return write_pictures(tmp_path_factory.mktemp("shards"), (30, 5, 17))
-
-
-@pytest.fixture(scope="module")
-def described(tmp_path_factory):
-    return descriptions(small_tokenizer("bytes", tmp_path_factory.mktemp("tokenizer")))
 
 
 def alive(process_ids):

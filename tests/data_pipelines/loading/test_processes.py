@@ -10,19 +10,8 @@ from data_pipelines.loader import Loader
 from data_pipelines.loading.loader_config import LoaderConfig
 from data_pipelines.positions import PositionMismatchError
 from data_pipelines.quota import QuotaExceededError
-from tests.support.described import descriptions, open_described, same, stream, write_pictures
-from tests.support.small_tokenizers import small_tokenizer
+from tests.support.described import open_described, same, stream, write_pictures
 from tests.support.tiny_stream import PREPARATION
-
-
-@pytest.fixture(scope="module")
-def sources(tmp_path_factory):
-    return write_pictures(tmp_path_factory.mktemp("shards"), (30, 5, 17))
-
-
-@pytest.fixture(scope="module")
-def described(tmp_path_factory):
-    return descriptions(small_tokenizer("bytes", tmp_path_factory.mktemp("tokenizer")))
 
 
 @pytest.fixture
