@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from data_pipelines.atomic_file import replace_file
 from data_pipelines.quota import Skip
 from data_pipelines.record import ByteRange, TextPart
 from data_pipelines.sources.choice import source_of_path
@@ -41,9 +42,7 @@ def train_on_files(
     model = train_sentencepiece(texts, config)
     target = Path(output)
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(target.name + ".writing")
-    partial.write_bytes(model)
-    os.replace(partial, target)
+    replace_file(target, [model])
     return skipped
 
 
