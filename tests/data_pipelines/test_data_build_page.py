@@ -71,3 +71,11 @@ def test_a_record_is_written_as_the_page_shows_it(folder, capsys):
         assert tar.getnames()[:2] == ["000000000.json", "000000000.0.png"]
     (shown,) = re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL)
     assert said == json.loads(shown)
+
+
+def test_the_program_of_the_page_meets_every_sample(folder, capsys):
+    (program,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    exec(compile(program, "docs/data_build.md", "exec"), {})
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" ", 2)[:2] for line in lines] == [[f"{number:09d}", "None"] for number in range(4)]
+    assert all(f"'txt': {len('number 0')}" in line and "'png': " in line for line in lines)
